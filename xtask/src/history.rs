@@ -1,0 +1,162 @@
+//! `history`, and what it is for: `rollback`.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use xshell::Shell;
+
+use crate::{
+    JustTarget, activation,
+    host::Host,
+    json,
+    state::{Activation, State},
+    status, ui,
+    version::Version,
+};
+
+#[derive(Args)]
+pub struct RollbackFlags {
+    #[command(flatten)]
+    at: JustTarget,
+    /// How many versions back (see `history`), or a version, or a part of one
+    #[arg(long, value_name = "N|VERSION", default_value = "1")]
+    to: String,
+    /// Show what would be done, and change nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+pub fn rollback(sh: &Shell, flags: &RollbackFlags) -> Result<()> {
+    for host in flags.at.hosts(sh)? {
+        let state = host.known_state()?;
+        let to = find(&state, &flags.to)
+            .with_context(|| format!("cannot roll back {}; nothing was changed", host.name))?;
+        let Some(sha256) = state.sha256(to) else {
+            bail!(
+                "the history of {} does not tell the sha256 of {to}",
+                host.name
+            );
+        };
+        if flags.dry_run {
+            let live = state
+                .live
+                .as_ref()
+                .map_or("nothing".to_owned(), Version::to_string);
+            ui::step(
+                "Would",
+                &format!("activate {to} on {}, where {live} is live", host.name),
+            );
+            continue;
+        }
+        activation::activate(sh, &host, to, sha256)?;
+        ui::step("Live", &format!("{to} at {}", host.url(&state.listen)));
+        println!("{to}");
+    }
+    Ok(())
+}
+
+/// `to` is a number of versions back, or at least a part of a version's name.
+fn find<'a>(state: &'a State, to: &str) -> Result<&'a Version> {
+    match to.parse::<usize>() {
+        Ok(0) => bail!("0 is the live version itself\nhint: `cargo xtask restart`"),
+        Ok(back) if to.len() <= 3 => match state.rollback.get(back) {
+            Some(version) => Ok(version),
+            None => bail!(
+                "there are {} versions before the live one\nhint: `cargo xtask history`",
+                state.rollback.len().saturating_sub(1)
+            ),
+        },
+        _ => find_by_part(state, to),
+    }
+}
+
+fn find_by_part<'a>(state: &'a State, part: &str) -> Result<&'a Version> {
+    let mut found: Vec<&Version> = Vec::new();
+    for it in state.activations.iter().filter(|it| it.is_live) {
+        if it.version.to_string().contains(part) && !found.contains(&&it.version) {
+            found.push(&it.version);
+        }
+    }
+    match found[..] {
+        [] => {
+            bail!("no version that was ever live is called {part:?}\nhint: `cargo xtask history`")
+        }
+        [version] if state.live.as_ref() == Some(version) => {
+            bail!("{version} is live\nhint: `cargo xtask restart`")
+        }
+        [version] if state.versions.contains(version) => Ok(version),
+        [version] => bail!("{version} was live once, but is not kept any more"),
+        _ => {
+            let names: Vec<String> = found.iter().map(|it| format!("\n  {it}")).collect();
+            bail!("{part:?} is a part of several versions:{}", names.concat())
+        }
+    }
+}
+
+pub fn history(hosts: &[Host], json: bool) -> Result<()> {
+    let states = hosts
+        .iter()
+        .map(Host::known_state)
+        .collect::<Result<Vec<State>>>()?;
+    let both = hosts.iter().zip(&states);
+    if json {
+        println!(
+            "{}",
+            status::per_target(hosts, both.map(|(host, state)| to_json(host, state)))
+        );
+    } else {
+        both.for_each(|(host, state)| print!("{}", to_text(host, state)));
+    }
+    Ok(())
+}
+
+fn to_json(host: &Host, state: &State) -> String {
+    json::object([
+        ("host", json::string(&host.name)),
+        (
+            "rollback",
+            json::array(
+                state
+                    .rollback
+                    .iter()
+                    .map(|it| json::string(&it.to_string())),
+            ),
+        ),
+        (
+            "activations",
+            json::array(state.activations.iter().map(activation_to_json)),
+        ),
+    ])
+}
+
+fn activation_to_json(it: &Activation) -> String {
+    json::object([
+        ("at", json::string(&it.at)),
+        ("verdict", json::string(it.verdict())),
+        ("version", json::string(&it.version.to_string())),
+        ("sha256", json::string(&it.sha256)),
+        ("by", json::string(&it.by)),
+    ])
+}
+
+fn to_text(host: &Host, state: &State) -> String {
+    let mut text = format!("{}\n", host.name);
+    for (back, version) in state.rollback.iter().enumerate() {
+        let what = if back == 0 {
+            "live".to_owned()
+        } else {
+            format!("rollback --to {back}")
+        };
+        text += &format!("  {version}  {what}\n");
+    }
+    text += "\n";
+    for it in state.activations.iter().rev() {
+        text += &format!(
+            "  {}  {:6}  {}  {}\n",
+            it.at,
+            it.verdict(),
+            it.version,
+            it.by
+        );
+    }
+    text
+}
