@@ -1,0 +1,30 @@
+//! What the tests add to the app: a slow route, and faults that a version can have.
+//! Which one it has stands at the end of its binary.
+
+use std::{fs, process, thread::sleep, time::Duration};
+
+pub async fn slow(axum::extract::Path(seconds): axum::extract::Path<f32>) -> &'static str {
+    tokio::time::sleep(Duration::from_secs_f32(seconds)).await;
+    "done\n"
+}
+
+pub fn is(fault: &str) -> bool {
+    let this = fs::read("/proc/self/exe").expect("a process has a binary");
+    this.ends_with(format!(" fault:{fault}\n").as_bytes())
+}
+
+pub fn at_start() {
+    if is("exits") {
+        eprintln!("fault: exits at once");
+        process::exit(3);
+    } else if is("never-listens") {
+        eprintln!("fault: never listens");
+        sleep(Duration::from_secs(600));
+    } else if is("dies-once-ready") {
+        std::thread::spawn(|| {
+            sleep(Duration::from_millis(250));
+            eprintln!("fault: dies once ready");
+            process::exit(4);
+        });
+    }
+}

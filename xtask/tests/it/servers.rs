@@ -1,0 +1,338 @@
+//! Against real servers: sshd and systemd, each in a container.
+
+use std::{
+    thread::{self, sleep},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    app::{app, faulty_app},
+    http,
+    load::{Connections, Load, Report},
+    place::wait_until,
+    site::Site,
+};
+
+/// What the settings of a target are, for tests that make many switches.
+const QUICK: &str = "sed -i 's/settle=[0-9.]*/settle=0/' /srv/app/settings";
+
+#[test]
+fn from_bare_to_live_and_back() {
+    let site = Site::set_up("loop");
+    let a = site.deploy(&app("A")).succeeds();
+    assert_eq!(site.served(), a.trim());
+    let again = site.deploy(&app("A"));
+    assert!(again.people.contains("the same bytes"), "{again:?}");
+    let b = site.deploy(&app("B")).succeeds();
+    wait_until("B to serve alone", || site.instances() == 1);
+    assert_eq!(site.served(), b.trim());
+    assert_eq!(site.xtask("rollback", &[]).succeeds(), a);
+
+    let status = site.xtask("status", &["--json"]).succeeds();
+    assert!(
+        status.contains(&format!(
+            "\"host\": \"deploy@loop\", \"live\": \"{}\"",
+            a.trim()
+        )),
+        "{status}"
+    );
+    assert!(
+        status.contains("\"healthy\": true, \"restarts\": 0, "),
+        "{status}"
+    );
+    let history = site.xtask("history", &[]).succeeds();
+    assert!(
+        history.contains(&format!("{}  live\n", a.trim())),
+        "{history}"
+    );
+    let logs = site.xtask("logs", &["--lines", "200"]).succeeds();
+    assert!(logs.contains(&format!("ready: {}", b.trim())), "{logs}");
+
+    let before = site.root("systemctl list-units --plain --no-legend 'app@*'");
+    site.xtask("restart", &[]).succeeds();
+    wait_until("the fresh instance to be alone", || site.instances() == 1);
+    assert_ne!(
+        site.root("systemctl list-units --plain --no-legend 'app@*'"),
+        before
+    );
+
+    site.xtask("stop", &[]).succeeds();
+    assert!(http::get(site.address(), "/").is_err());
+    site.xtask("start", &[]).succeeds();
+    assert_eq!(site.served(), a.trim());
+}
+
+#[test]
+fn bad_versions_never_become_live() {
+    let site = Site::set_up("bad");
+    let a = site.deploy(&app("A")).succeeds();
+    site.root("sed -i 's/TimeoutStartSec=10/TimeoutStartSec=2/' /etc/systemd/system/app@.service; systemctl daemon-reload");
+    let whole = app("B");
+    let mut other = whole.clone();
+    other[18..20].copy_from_slice(&[0xfe, 0xca]);
+    let still = format!("{} still serves", a.trim());
+    for (bad, reason) in [
+        (faulty_app("B", "exits"), "fault: exits at once"),
+        (faulty_app("B", "never-listens"), "fault: never listens"),
+        (faulty_app("B", "unhealthy"), "500"),
+        (
+            b"#!/bin/sh\necho pwned\n".to_vec(),
+            "not an executable for this machine",
+        ),
+        (whole[..whole.len() / 2].to_vec(), "it did not become ready"),
+        (other, "not an executable for this machine"),
+    ] {
+        let load = Load::start(site.address(), 2, Connections::New);
+        site.deploy(&bad)
+            .fails(&["did not become live", reason, &still]);
+        assert_eq!(site.served(), a.trim());
+        let report = load.stop();
+        assert!(
+            report.lost.is_empty() && !report.answered.is_empty(),
+            "{reason}: {:?}",
+            report.lost
+        );
+    }
+    // This one has requests in its hands when it dies.
+    site.deploy(&faulty_app("B", "dies-once-ready")).fails(&[
+        "it was ready, then it",
+        "dies once ready",
+        &still,
+    ]);
+    assert_eq!(
+        site.xtask("history", &[])
+            .succeeds()
+            .matches("  failed  ")
+            .count(),
+        7
+    );
+    site.xtask("rollback", &[]).fails(&["0 versions before"]);
+    wait_until("A to be alone", || site.instances() == 1);
+}
+
+#[test]
+fn a_version_that_dies_after_its_commit_is_started_again() {
+    let site = Site::set_up("dies-later");
+    site.root(QUICK);
+    let a = site.deploy(&app("A")).succeeds();
+    site.deploy(&faulty_app("B", "dies-once-ready")).succeeds();
+    wait_until("systemd to restart it", || {
+        let status = site.xtask("status", &["--json"]).succeeds();
+        !status.contains("\"restarts\": 0,") && status.contains("\"restarts\": ")
+    });
+    assert_eq!(site.xtask("rollback", &[]).succeeds(), a);
+    wait_until("A to serve alone", || site.instances() == 1);
+    assert_eq!(site.served(), a.trim());
+}
+
+#[test]
+fn a_rollback_does_not_wait_for_a_drain() {
+    let site = Site::set_up("at-once");
+    let a = site.deploy(&app("A")).succeeds();
+    let address = site.address();
+    let mut long = vec![thread::spawn(move || http::get(address, "/slow/20"))];
+    sleep(Duration::from_millis(200));
+    let b = site.deploy(&app("B")).succeeds();
+    sleep(Duration::from_secs(1));
+    let start = Instant::now();
+    assert_eq!(site.xtask("rollback", &[]).succeeds(), a);
+    println!(
+        "rolled back in {:?}, 1 s of which it was watched",
+        start.elapsed()
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(!long[0].is_finished(), "it would have been no test");
+
+    // Forth and back, each with a request that outlives its instance.
+    site.root(QUICK);
+    for to in [&b, &a, &b, &a] {
+        long.push(thread::spawn(move || http::get(address, "/slow/6")));
+        sleep(Duration::from_millis(100));
+        assert_eq!(&site.xtask("rollback", &["--to", to.trim()]).succeeds(), to);
+    }
+    assert!(site.instances() > 2, "the old ones still drain");
+    for answer in long {
+        assert_eq!(answer.join().unwrap().unwrap().status, 200);
+    }
+    wait_until("all to have drained", || site.instances() == 1);
+    assert_eq!(site.served(), a.trim());
+}
+
+#[test]
+fn no_request_of_a_million_is_lost() {
+    let site = Site::set_up("load");
+    let versions = ["A", "B", "C"].map(|label| site.deploy(&app(label)).succeeds());
+    let load = || {
+        [
+            Load::start(site.address(), 4, Connections::New),
+            Load::start_with(site.address(), 6, Connections::KeptAlive, Duration::ZERO),
+        ]
+    };
+    let calm = load();
+    sleep(Duration::from_secs(5));
+    let calm = calm.map(Load::stop);
+
+    let loads = load();
+    let mut switches = 0;
+    while switches < 20 || loads.iter().map(Load::asked).sum::<usize>() < 1_000_000 {
+        let (command, args) = match switches % 4 {
+            3 => ("rollback", vec![]),
+            n => ("rollback", vec!["--to", versions[n].trim()]),
+        };
+        let said = site.xtask(command, &args);
+        assert!(
+            said.code == 0 || said.people.contains("is live"),
+            "{said:?}"
+        );
+        switches += 1;
+    }
+    let reports = loads.map(Load::stop);
+    for (kind, (report, calm)) in ["new", "kept"].into_iter().zip(reports.iter().zip(&calm)) {
+        println!(
+            "{switches} switches, {kind} connections: {} lost, {} answered; p99.9 {:?}, without switches {:?}",
+            report.lost.len(),
+            report.answered.len(),
+            report.p999(),
+            calm.p999()
+        );
+        assert_eq!(report.lost, [""; 0]);
+        assert_eq!(report.by_version.len(), 3, "{:?}", report.by_version);
+    }
+
+    for (server, signal) in [
+        ("this app, which drains", "SIGTERM"),
+        ("a server that does not drain", "SIGKILL"),
+    ] {
+        let report = shell_script(&site, signal);
+        println!(
+            "10 switches of the shell script with {server}: {} lost, {} answered; p99.9 {:?}",
+            report.lost.len(),
+            report.answered.len(),
+            report.p999()
+        );
+        assert!(
+            signal == "SIGTERM" || report.lost.len() > 10,
+            "a load that notices nothing proves nothing"
+        );
+    }
+}
+
+/// The way of the script that this began as, for comparison: `rm`, `ln -s`, restart.
+fn shell_script(site: &Site, signal: &str) -> Report {
+    site.root(&format!(
+        "mkdir -p /srv/plain && cd /srv/plain && cp /srv/app/versions/app-* .
+         ln -sf \"$(ls app-* | head -n 1)\" current
+         printf '[Unit]\nStartLimitIntervalSec=0\n[Service]\nEnvironment=LISTEN=0.0.0.0:8080\nKillSignal={signal}\nExecStart=/srv/plain/current\n' \\
+             >/etc/systemd/system/plain.service
+         systemctl daemon-reload; systemctl restart plain.service"
+    ));
+    let address = (site.server.ip(), 8080).into();
+    wait_until("it to serve", || http::get(address, "/version").is_ok());
+    let load = Load::start(address, 10, Connections::KeptAlive);
+    for _ in 0..10 {
+        site.root(
+            "cd /srv/plain && for v in app-*; do [ \"$v\" = \"$(readlink current)\" ] || next=$v; done
+             rm current; ln -s \"$next\" current; systemctl restart plain.service",
+        );
+        sleep(Duration::from_millis(500));
+    }
+    load.stop()
+}
+
+#[test]
+fn a_hundred_deploys_leave_nothing_behind() {
+    let site = Site::set_up("hundred");
+    site.root(QUICK);
+    site.deploy(&app("A")).succeeds();
+    let names = "20261122T183012Z-1a2b3c4d5e6f";
+    let said = site.root(&format!(
+        "cd /srv/app && for n in $(seq 100); do
+             {{ cat versions/app-*-*[0-9a-f] | head -c 100; echo $n; }} >/dev/null
+             cp \"$(readlink -f current)\" /tmp/next && echo $n >>/tmp/next
+             sha=$(sha256sum </tmp/next | cut -d ' ' -f 1)
+             v={names}-$(echo $sha | head -c 12)
+             cp /tmp/next incoming/app-$v
+             bin/activate perform $v $sha test@test | tail -n 1
+         done"
+    ));
+    assert_eq!(said.matches("verdict live").count(), 100, "{said}");
+    wait_until("the last to drain", || site.instances() == 1);
+    site.xtask("restart", &[]).succeeds();
+    wait_until("the last to drain", || site.instances() == 1);
+    site.xtask("restart", &[]).succeeds();
+    let count = |command: &str| -> usize { site.root(command).trim().parse().unwrap() };
+    assert_eq!(count("ls /srv/app/versions | wc -l"), 5);
+    assert_eq!(count("ls -A /srv/app/incoming | wc -l"), 0);
+    assert!(count("ls -A /srv/app/run | wc -l") <= 4);
+    assert!(count("ls -A /srv/app/log | wc -l") <= 51);
+    assert!(count("ls -A /srv/app | wc -l") <= 10);
+    wait_until("the last to drain", || site.instances() == 1);
+    assert_eq!(
+        count(
+            "systemctl list-units --all --plain --no-legend 'app*' | grep -vc 'app.socket\\|app.service'"
+        ),
+        1
+    );
+    assert_eq!(count("pgrep -c activate || :"), 0);
+    assert_eq!(
+        count("ls /tmp | grep -vc '^next$\\|^systemd-private' || :"),
+        0
+    );
+}
+
+#[test]
+fn without_overlap_connections_wait_in_the_socket() {
+    let site = Site::set_up("no-overlap");
+    site.root(QUICK);
+    site.root("sed -i 's/overlap=true/overlap=false/' /srv/app/settings");
+    let a = site.deploy(&app("A")).succeeds();
+    let load = Load::start(site.address(), 4, Connections::New);
+    let b = site.deploy(&app("B")).succeeds();
+    assert_eq!(site.instances(), 1, "never two at once");
+    site.deploy(&faulty_app("C", "exits")).fails(&[
+        "fault: exits at once",
+        &format!("{} still serves", b.trim()),
+    ]);
+    assert_eq!(site.xtask("rollback", &[]).succeeds(), a);
+    let report = load.stop();
+    assert!(report.lost.is_empty(), "{:?}", report.lost);
+    assert_eq!(report.by_version.len(), 2, "{:?}", report.by_version);
+}
+
+#[test]
+fn a_version_that_ignores_sigterm_is_gone_in_the_end() {
+    let site = Site::set_up("deaf");
+    site.root(QUICK);
+    site.root("sed -i 's/TimeoutStopSec=35/TimeoutStopSec=2/' /etc/systemd/system/app@.service; systemctl daemon-reload");
+    site.deploy(&faulty_app("A", "deaf")).succeeds();
+    let b = site.deploy(&app("B")).succeeds();
+    wait_until("the deaf one to be killed", || site.instances() == 1);
+    assert_eq!(site.served(), b.trim());
+}
+
+#[test]
+fn each_command_logs_in_once() {
+    let site = Site::set_up("once");
+    let logins = || -> usize {
+        let count = site.root("journalctl | grep -c 'Accepted publickey' || :");
+        count.trim().parse().unwrap()
+    };
+    site.deploy(&app("A")).succeeds();
+    site.deploy(&app("B")).succeeds();
+    for (command, args) in [
+        ("deploy", &["--build", "host"][..]),
+        ("rollback", &[]),
+        ("status", &[]),
+        ("history", &[]),
+        ("logs", &[]),
+        ("restart", &[]),
+    ] {
+        let before = logins();
+        site.xtask(command, args).succeeds();
+        assert_eq!(logins() - before, 1, "{command}");
+    }
+}

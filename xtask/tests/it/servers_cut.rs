@@ -1,0 +1,471 @@
+//! Real servers whose line is cut, whose power fails, whose disk is full.
+
+use std::{
+    fs::{self, File},
+    io::Read,
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    app::app,
+    http,
+    place::{version_of, wait_until},
+    site::Site,
+    workspace::{Said, Workspace},
+};
+
+/// Where a deploy can be cut, in its order. It is held there: while it waits for the lock,
+/// while it watches the new version, or while the server flushes to its disk: the lock,
+/// once it has it; the version; `current`, committed already; the verdict.
+const STAGES: [&str; 7] = [
+    "Uploading",
+    "Waiting",
+    "sync lock",
+    "sync versions/.new",
+    WATCHING,
+    "sync .",
+    "sync history",
+];
+
+const WATCHING: &str = "sleep 0.3";
+
+#[test]
+fn a_killed_client_does_not_stop_an_activation() {
+    let site = slow_site("client");
+    for stage in STAGES {
+        let before = history(&site);
+        let (binary, deploy) = deploy_up_to(&site, stage);
+        assert_eq!(deploy.kill().signal(), Some(9), "{stage}");
+        let_go(&site);
+        let asked_for = stage != "Uploading";
+        ends_well(
+            &site,
+            stage,
+            &before,
+            asked_for.then_some(("live", &binary)),
+        );
+    }
+    println!("{} stages at which the client was killed", STAGES.len());
+}
+
+#[test]
+fn a_killed_session_is_taken_up_again() {
+    let site = slow_site("sshd");
+    for stage in STAGES {
+        let before = history(&site);
+        let (binary, deploy) = deploy_up_to(&site, stage);
+        site.root("pkill -KILL -f '^sshd: deploy'");
+        let_go(&site);
+        let (code, said) = deploy.end();
+        let asked_for = stage != "Uploading";
+        assert_eq!(code, if asked_for { 0 } else { 1 }, "{stage}: {said}");
+        let told = if asked_for {
+            "to deploy@sshd again"
+        } else {
+            "nothing was changed there"
+        };
+        assert!(said.contains(told), "{stage}: {said}");
+        ends_well(
+            &site,
+            stage,
+            &before,
+            asked_for.then_some(("live", &binary)),
+        );
+    }
+    println!("{} stages at which sshd was killed", STAGES.len());
+}
+
+#[test]
+fn an_activation_ends_while_the_line_is_cut() {
+    let site = slow_site("line");
+    for stage in STAGES {
+        let before = history(&site);
+        let (binary, deploy) = deploy_up_to(&site, stage);
+        site.server.disconnect().unwrap();
+        let_go(&site);
+        if stage != "Uploading" {
+            wait_for_lock(&site);
+            assert_eq!(history(&site).len(), before.len() + 1, "{stage}");
+        }
+        site.server.connect().unwrap();
+        let (code, said) = deploy.end();
+        assert_eq!(code, 0, "{stage}: {said}");
+        ends_well(&site, stage, &before, Some(("live", &binary)));
+    }
+    println!("{} stages at which the line was cut", STAGES.len());
+}
+
+#[test]
+fn after_a_power_cut_it_serves_what_was_ready() {
+    let site = slow_site("power");
+    for stage in STAGES {
+        let before = history(&site);
+        let (binary, deploy) = deploy_up_to(&site, stage);
+        site.server.kill().unwrap();
+        deploy.kill();
+        boot(&site);
+        let verdict = match stage {
+            "Uploading" | "Waiting" => None,
+            "sync ." | "sync history" => Some("live"),
+            _ => Some("failed"),
+        };
+        ends_well(&site, stage, &before, verdict.map(|it| (it, &binary)));
+    }
+    println!("{} stages at which the power failed", STAGES.len());
+}
+
+/// Long enough for ssh to give up the line: it notices after 15 s.
+#[test]
+fn a_client_connects_again_for_the_verdict() {
+    let site = slow_site("again");
+    let (binary, deploy) = deploy_up_to(&site, WATCHING);
+    site.server.disconnect().unwrap();
+    let_go(&site);
+    wait_until("the line to be given up", || {
+        deploy.said().contains("to deploy@again again")
+    });
+    let start = Instant::now();
+    let refused = site.deploy(&app("to nowhere"));
+    assert!(start.elapsed() < Duration::from_secs(15), "{refused:?}");
+    refused.fails(&["cannot connect to deploy@again"]);
+    site.server.connect().unwrap();
+    let (code, said) = deploy.end();
+    assert_eq!(code, 0, "{said}");
+    assert!(history(&site)[1].contains(&version_of(&binary).sha256));
+}
+
+#[test]
+fn a_client_is_told_of_an_activation_that_power_cut_off() {
+    let site = slow_site("told");
+    let (_, deploy) = deploy_up_to(&site, WATCHING);
+    site.server.kill().unwrap();
+    boot(&site);
+    let start = Instant::now();
+    let (code, said) = deploy.end();
+    assert!(start.elapsed() < Duration::from_secs(30), "{said}");
+    assert_eq!(code, 1, "{said}");
+    // Whether the server has come to give it a verdict by now, or not yet.
+    let told = ["did not become live", "its verdict is not known here"];
+    assert!(told.iter().any(|it| said.contains(it)), "{said}");
+    assert!(history(&site)[1].contains("\tfailed\t"));
+    // Its pid may be anybody's after a reboot.
+    let follow = "cd /srv/app && log=$(ls log/[0-9]* | tail -n 1) &&
+        sed -i 's/^worker .*/worker 1/' $log && timeout 5 bin/activate follow ${log#log/}; echo $?";
+    let said = site.root(follow);
+    assert!(said.ends_with("\n0\n"), "{said}");
+}
+
+#[test]
+fn a_full_disk_changes_nothing() {
+    let site = small_site("full");
+    let live = site.served();
+    // Room enough for what is checked, but not for this one.
+    fill(&site, 40);
+    let big = [app("big"), random(45)].concat();
+    site.deploy(&big)
+        .fails(&["No space left on device", "nothing was changed"]);
+    assert_eq!(site.served(), live);
+    // Room for its upload, but not for its copy.
+    fill(&site, 40);
+    let big = [app("big"), random(25)].concat();
+    site.deploy(&big)
+        .fails(&["No space left on device", "still serves"]);
+    assert_eq!(site.served(), live);
+    // No room from when it is ready on, and a verdict that begins a new page.
+    let pages = "cd /srv/app; rm -f /srv/filler incoming/*; line=$(tail -n 1 history)
+        while [ $(($(wc -c <history) + ${#line})) -lt 4096 ]; do echo \"$line\" >>history; done";
+    site.root(pages);
+    let before = history(&site);
+    let (binary, deploy) = deploy_up_to(&site, WATCHING);
+    fill(&site, 0);
+    let_go(&site);
+    let (code, said) = deploy.end();
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("history could not be written"), "{said}");
+    assert!(site.served().ends_with(&version_of(&binary).sha256[..12]));
+    site.root("rm -f /srv/filler");
+    let next = site.deploy(&app("next")).succeeds();
+    serves(&site, next.trim());
+    let after = history(&site);
+    let whole = |it: &&String| it.split('\t').count() == 5;
+    let new: Vec<_> = after[before.len()..].iter().filter(whole).collect();
+    assert_eq!(new.len(), 2, "{new:?}");
+    assert!(new[0].contains(&version_of(&binary).sha256), "{new:?}");
+}
+
+#[test]
+fn a_read_only_disk_changes_nothing() {
+    let site = small_site("read-only");
+    let live = site.served();
+    wait_for_lock(&site);
+    assert_eq!(site.root("mount -o remount,ro /srv"), "");
+    site.deploy(&app("B"))
+        .fails(&["Read-only file system", "nothing was changed"]);
+    assert_eq!(site.served(), live);
+    site.root("mount -o remount,rw /srv");
+    let next = site.deploy(&app("C")).succeeds();
+    serves(&site, next.trim());
+}
+
+/// The order is the history's, whatever the clock of who deployed said.
+#[test]
+fn a_clock_a_day_off_does_not_matter() {
+    let site = slow_site("clock");
+    let first = site.served();
+    let ahead = activate_by_hand(&site, "+1 day");
+    let between = site.deploy(&app("between")).succeeds();
+    let behind = activate_by_hand(&site, "-1 day");
+    let last = site.deploy(&app("last")).succeeds();
+    for version in [between.trim(), &ahead, &behind] {
+        assert_ne!(version, first);
+    }
+    let now = site.xtask("status", &["--json"]).succeeds();
+    assert!(now.contains(last.trim()), "{now}");
+    for expected in [&behind, between.trim(), &ahead, &first] {
+        let back = site.xtask("rollback", &[]).succeeds();
+        assert_eq!(back.trim(), expected);
+        serves(&site, expected);
+    }
+}
+
+#[test]
+fn eight_clients_at_once_go_one_by_one() {
+    let site = slow_site("eight");
+    let clients: Vec<(Workspace, Vec<u8>)> = (1..=8)
+        .map(|n| {
+            (
+                Workspace::new(&format!("client-{n}")),
+                app(&format!("of {n}")),
+            )
+        })
+        .collect();
+    let said: Vec<Said> = thread::scope(|threads| {
+        let deploys: Vec<_> = clients
+            .iter()
+            .enumerate()
+            .map(|(n, (workspace, binary))| {
+                fs::write(workspace.root.join("binary"), binary).unwrap();
+                let mut command = workspace.command(&["deploy", &site.target()]);
+                let ours = site.command(&[]);
+                let path = ours.get_envs().find(|(key, _)| *key == "PATH").unwrap().1;
+                command
+                    .args(["--build", "host"])
+                    .env("PATH", path.unwrap())
+                    .env("USER", format!("person{n}"));
+                threads.spawn(move || crate::workspace::said(&mut command))
+            })
+            .collect();
+        deploys.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    let waited = said
+        .iter()
+        .filter(|it| it.people.contains("Waiting for person"));
+    assert!(waited.count() >= 4, "{said:?}");
+    for it in said {
+        it.succeeds();
+    }
+    let history = history(&site);
+    assert_eq!(history.len(), 9, "{history:?}");
+    for (n, (_, binary)) in clients.iter().enumerate() {
+        let ours = |line: &&String| {
+            line.contains("\tlive\t")
+                && line.contains(&version_of(binary).sha256)
+                && line.contains(&format!("\tperson{n}@"))
+        };
+        assert_eq!(history.iter().filter(ours).count(), 1, "{history:?}");
+    }
+    serves(&site, history[8].split('\t').nth(2).unwrap());
+}
+
+/// A server with a version live, that can be held at what it calls `sync` and `sleep` for,
+/// and in the middle of an upload.
+fn slow_site(name: &'static str) -> Site {
+    can_be_held(Site::bare(name))
+}
+
+/// One whose disk is small, too.
+fn small_site(name: &'static str) -> Site {
+    can_be_held(Site::bare_with(name, &["--tmpfs=/srv:size=90m,exec"]))
+}
+
+fn can_be_held(site: Site) -> Site {
+    site.xtask("setup", &["--as", "root", "--listen", "0.0.0.0:80"])
+        .succeeds();
+    site.root(
+        r#"sed -i 's/settle=[0-9.]*/settle=0.3/' /srv/app/settings
+        cat >/usr/local/sbin/sync <<'END'
+#!/bin/sh
+if [ "${0##*/} $*" = "$(cat /root/hold 2>/dev/null)" ]; then
+    mv /root/hold /root/held
+    while [ -e /root/held ]; do /usr/bin/sleep 0.05; done
+fi
+exec "/usr/bin/${0##*/}" "$@"
+END
+        chmod +x /usr/local/sbin/sync
+        ln -s sync /usr/local/sbin/sleep
+        cat >/usr/local/bin/rsync <<'END'
+#!/bin/sh
+[ -e /var/tmp/held ] || exec /usr/bin/rsync "$@"
+{
+    dd bs=64k count=10M iflag=count_bytes status=none
+    while [ -e /var/tmp/held ]; do /usr/bin/sleep 0.05; done
+    cat
+} | /usr/bin/rsync "$@"
+END
+        chmod +x /usr/local/bin/rsync"#,
+    );
+    site.deploy(&app("first")).succeeds();
+    site
+}
+
+fn let_go(site: &Site) {
+    site.root("rm -f /root/held /var/tmp/held");
+}
+
+/// What was held is gone with the power.
+fn boot(site: &Site) {
+    site.server.boot().unwrap();
+    let_go(site);
+}
+
+/// A client, and where it writes what it says to people.
+struct Deploy {
+    client: Child,
+    said: PathBuf,
+}
+
+impl Deploy {
+    /// In a process group of its own, with its ssh and rsync in it.
+    fn begin(site: &Site, binary: &[u8]) -> Deploy {
+        fs::write(site.workspace.root.join("binary"), binary).unwrap();
+        let said = site.workspace.place.path("said");
+        let client = site
+            .command(&["deploy", &site.target(), "--build", "host"])
+            .env("TMPDIR", &site.workspace.place.dir)
+            .process_group(0)
+            .stdout(Stdio::null())
+            .stderr(File::create(&said).unwrap())
+            .spawn()
+            .unwrap();
+        Deploy { client, said }
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap()
+    }
+
+    fn kill(mut self) -> ExitStatus {
+        let group = format!("-{}", self.client.id());
+        let kill = Command::new("kill").args(["-KILL", "--", &group]).status();
+        assert!(kill.unwrap().success());
+        self.client.wait().unwrap()
+    }
+
+    fn end(mut self) -> (i32, String) {
+        let status = self.client.wait().unwrap();
+        (status.code().unwrap(), self.said())
+    }
+}
+
+/// Begins a deploy of a binary of its own, and returns when it is held at that stage.
+fn deploy_up_to(site: &Site, stage: &str) -> (Vec<u8>, Deploy) {
+    let mut binary = app(stage);
+    match stage {
+        "Uploading" => {
+            binary.extend(random(20));
+            site.root("touch /var/tmp/held");
+        }
+        "Waiting" => drop(site.root(
+            "touch /root/held; flock /srv/app/lock sh -c \
+             'while [ -e /root/held ]; do sleep 0.05; done' >/dev/null 2>&1 &",
+        )),
+        _ => drop(site.root(&format!("echo '{stage}' >/root/hold"))),
+    }
+    let deploy = Deploy::begin(site, &binary);
+    match stage {
+        "Uploading" => wait_until(stage, || {
+            let arrived = "find /srv/app/incoming -type f -size +8000k";
+            !site.root(arrived).is_empty()
+        }),
+        "Waiting" => wait_until(stage, || deploy.said().contains(stage)),
+        _ => wait_until(stage, || site.root("ls /root/held") == "/root/held\n"),
+    }
+    (binary, deploy)
+}
+
+/// So many MB that cannot be compressed: they take a while to upload.
+fn random(megabytes: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let random = File::open("/dev/urandom").unwrap();
+    random
+        .take(megabytes << 20)
+        .read_to_end(&mut bytes)
+        .unwrap();
+    bytes
+}
+
+/// Leaves so many MB of the server's disk.
+fn fill(site: &Site, megabytes: u64) {
+    site.root(&format!(
+        "rm -f /srv/filler /srv/app/incoming/*; touch /srv/filler
+        head -c $(($(df -B1 --output=avail /srv | tail -n 1) - ({megabytes} << 20))) /dev/zero >/srv/filler"
+    ));
+}
+
+/// As the script is asked to by a client whose clock is off.
+fn activate_by_hand(site: &Site, clock: &str) -> String {
+    let said = site.root(&format!(
+        "cd /srv/app && {{ cat current; echo '{clock}'; }} >new && sum=$(sha256sum <new) &&
+        version=$(date -u -d '{clock}' +%Y%m%dT%H%M%SZ)-1a2b3c4d5e6f-$(echo $sum | cut -c 1-12) &&
+        mv new incoming/app-$version && bin/activate activate $version ${{sum%  -}} root@test && echo $version"
+    ));
+    assert!(said.contains("\nverdict live\n"), "{said}");
+    said.lines().last().unwrap().to_owned()
+}
+
+fn history(site: &Site) -> Vec<String> {
+    let text = site.root("cat /srv/app/history");
+    text.lines().map(str::to_owned).collect()
+}
+
+/// No lock is held, what was begun has its verdict, something valid is served, and the
+/// next deploy works.
+fn ends_well(site: &Site, stage: &str, before: &[String], verdict: Option<(&str, &Vec<u8>)>) {
+    wait_for_lock(site);
+    let history = history(site);
+    let (old, new) = history.split_at(before.len());
+    assert_eq!(old, before, "{stage}");
+    match verdict {
+        None => assert_eq!(new, [""; 0], "{stage}"),
+        Some((verdict, binary)) => {
+            assert_eq!(new.len(), 1, "{stage}: {new:?}");
+            for part in [&format!("\t{verdict}\t"), &version_of(binary).sha256] {
+                assert!(new[0].contains(part), "{stage}: {new:?}");
+            }
+        }
+    }
+    let last = history.iter().rfind(|it| it.contains("\tlive\t")).unwrap();
+    serves(site, last.split('\t').nth(2).unwrap());
+    let next = site.deploy(&app(&format!("after {stage}"))).succeeds();
+    serves(site, next.trim());
+}
+
+fn wait_for_lock(site: &Site) {
+    wait_until("the lock to be free", || {
+        site.root("flock -n /srv/app/lock echo free") == "free\n"
+    });
+}
+
+fn serves(site: &Site, version: &str) {
+    let current = site.root("readlink /srv/app/current; sha256sum </srv/app/current");
+    let (link, sha256) = current.split_once('\n').unwrap();
+    assert_eq!(link, format!("versions/app-{version}"));
+    assert!(version.ends_with(&sha256[..12]), "{current}");
+    let answer = http::get(site.address(), "/").unwrap();
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("x-version"), Some(version));
+}
