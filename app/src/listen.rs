@@ -32,10 +32,18 @@ pub enum Listener {
 pub fn passed_or_bound(address: SocketAddr) -> Result<Socket, String> {
     match passed().map_err(|e| format!("cannot use the socket that systemd passes: {e}"))? {
         Some(listener) => Ok(Socket::Passed(listener)),
+        // Nobody would find it at the default.
+        None if is_set("NOTIFY_SOCKET") && !is_set("LISTEN") => {
+            Err("systemd passes no socket, and there is no `LISTEN`".to_owned())
+        }
         None => bound(address)
             .map(|socket| Socket::Own(socket, address))
             .map_err(|e| cannot_listen(address, &e)),
     }
+}
+
+fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some()
 }
 
 fn passed() -> io::Result<Option<StdListener>> {

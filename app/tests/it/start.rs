@@ -43,6 +43,18 @@ fn a_socket_for_another_process_is_not_taken() {
 }
 
 #[test]
+fn under_systemd_it_does_not_hide_at_the_default_address() {
+    let mut command = command(&format!("{NEW}.1"), address());
+    let (code, message) = outcome(
+        command
+            .env_remove("LISTEN")
+            .env("NOTIFY_SOCKET", "/nowhere"),
+    );
+    assert_eq!(code, Some(1));
+    assert!(message.contains("systemd passes no socket"), "{message}");
+}
+
+#[test]
 fn ipv6_is_an_address_too() {
     let free = TcpListener::bind("[::1]:0").unwrap().local_addr().unwrap();
     let _app = Instance::start(&mut command(&format!("{NEW}.1"), free));
