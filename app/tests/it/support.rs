@@ -37,8 +37,10 @@ pub fn link(instance: &str) -> PathBuf {
     let run = Path::new(env!("CARGO_TARGET_TMPDIR")).join("run");
     let link = run.join(format!("app-{instance}"));
     fs::create_dir_all(&run).unwrap();
-    let _ = fs::remove_file(&link);
-    symlink(BINARY, &link).unwrap();
+    // Another test may execute it just now.
+    let new = run.join("new");
+    symlink(BINARY, &new).unwrap();
+    fs::rename(&new, &link).unwrap();
     link
 }
 
