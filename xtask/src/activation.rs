@@ -1,5 +1,5 @@
-//! One attempt to make a version live, as seen by who asked for it. It runs on its
-//! host by itself; here it is only followed.
+//! Making a version live, as seen by who asks for it. Each host does that by itself;
+//! here it is only asked for, and followed.
 
 use std::{
     env,
@@ -12,109 +12,342 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use duct::ReaderHandle;
 use signal_hook::{consts::SIGINT, flag};
 use xshell::{Shell, cmd};
 
-use crate::{host::Host, state::State, ui, version::Version};
+use crate::{
+    host::{Host, at_once},
+    setup,
+    state::State,
+    ui,
+    version::Version,
+};
 
-/// Asks the host to make the version live and waits for its verdict.
-pub fn activate(sh: &Shell, host: &Host, version: &Version, sha256: &str) -> Result<()> {
+/// What shall become live where.
+pub struct Wanted<'a> {
+    pub host: &'a Host,
+    /// As it was before.
+    pub state: &'a State,
+    pub version: &'a Version,
+    pub sha256: &'a str,
+}
+
+/// Asks each host to make its version live, and waits for the verdicts. The hosts switch
+/// one after the other, and none does before it is ready on all of them.
+pub fn activate(sh: &Shell, wanted: &[Wanted]) -> Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
     let interrupted = Arc::new(AtomicBool::new(false));
     flag::register(SIGINT, Arc::clone(&interrupted))?;
-
-    let before = host.known_state()?.activations.len();
-    let mut activation = None;
-    let by = who(sh)?;
-    let mut end = follow(
-        host,
-        &["activate", &version.to_string(), sha256, &by],
-        &mut activation,
-    )?;
-    let deadline = Instant::now() + RECONNECTING;
-    while end == End::LineLost
-        && host.remote.is_some()
-        && !interrupted.load(Relaxed)
-        && Instant::now() < deadline
-    {
-        let Some(activation) = activation.clone() else {
-            break;
-        };
-        ui::step(
-            "Connecting",
-            &format!("to {} again: the line was lost", host.name),
-        );
-        host.hang_up();
-        sleep(Duration::from_secs(1));
-        end = follow(host, &["follow", &activation], &mut None).unwrap_or(End::LineLost);
-    }
-    let verdict = match end {
-        End::Verdict(verdict) => Some(verdict),
-        End::Silence | End::LineLost => recorded(host, version, before),
+    let asker = Asker {
+        by: who(sh)?,
+        interrupted,
+        many: wanted.len() > 1,
     };
-    match verdict {
-        Some(verdict) => conclude(host, version, &verdict),
-        None => {
-            let ask = format!(
-                "hint: `cargo xtask status {}` tells its verdict",
-                host.target
-            );
-            if interrupted.load(Relaxed) {
-                bail!("no longer following; the activation of {version} goes on by itself\n{ask}");
-            }
-            bail!(
-                "the activation of {version} was begun, but its verdict is not known here\n{ask}"
-            );
-        }
+    match wanted {
+        [only] => asker.ask(only, false)?.finish(),
+        // One that cannot run twice would be down while it waits for the others.
+        _ if wanted.iter().any(|it| !it.host.overlap) => wanted
+            .iter()
+            .try_for_each(|it| asker.ask(it, false)?.finish()),
+        _ => asker.activate_together(wanted),
     }
+    .map_err(|error| {
+        if asker.many {
+            error.context(what_is_live(wanted))
+        } else {
+            error
+        }
+    })
+}
+
+struct Asker {
+    by: String,
+    interrupted: Arc<AtomicBool>,
+    many: bool,
+}
+
+impl Asker {
+    /// Begins an activation. One that is `held` asks before it commits.
+    fn ask<'a>(&'a self, wanted: &'a Wanted<'a>, held: bool) -> Result<Activation<'a>> {
+        let version = wanted.version.to_string();
+        let mut args = vec!["activate", &version, wanted.sha256, &self.by];
+        args.extend(held.then_some("held"));
+        let output = begin(wanted.host, &args)?;
+        Ok(Activation {
+            asker: self,
+            wanted,
+            held,
+            name: None,
+            output,
+        })
+    }
+
+    fn activate_together(&self, wanted: &[Wanted]) -> Result<()> {
+        for it in wanted {
+            setup::check(it.host, it.state)?;
+        }
+        // Of several people who deploy at once it goes on for who has this one's lock.
+        let first = (0..wanted.len()).min_by_key(|&n| &wanted[n].host.name);
+        let first = first.context("a target has a host")?;
+        let mut activation = self.ask(&wanted[first], true)?;
+        let end = activation.follow("Starting");
+        if end != End::Said {
+            return activation.give_up(end);
+        }
+        let mut begun = Some(activation);
+        let all = wanted.iter().enumerate();
+        let all = all.map(|(n, it)| (it, begun.take_if(|_| n == first)));
+        let ready = at_once(all, |(it, begun)| {
+            let mut activation = match begun {
+                Some(begun) => begun,
+                None => self.ask(it, true)?,
+            };
+            let end = activation.follow("Ready");
+            Ok((activation, end))
+        });
+        self.switch_one_by_one(ready)
+    }
+
+    /// Commits in this order, if all are ready, and up to the first that fails.
+    fn switch_one_by_one(&self, ready: Vec<Result<(Activation, End)>>) -> Result<()> {
+        let is_ready = |it: &Result<(Activation, End)>| matches!(it, Ok((_, End::Said)));
+        let mut go_on = ready.iter().all(is_ready);
+        let (mut outcome, mut called_off) = (Ok(()), Ok(()));
+        for it in ready {
+            go_on = go_on && !self.interrupted.load(Relaxed);
+            let switched = match it {
+                Ok((mut activation, End::Said)) if go_on => {
+                    // One that does not hear of it ends with a verdict that says so.
+                    let _ = activation.answer("commit");
+                    activation.held = false;
+                    activation.finish()
+                }
+                Ok((activation, End::Said)) => {
+                    called_off = called_off.and(activation.give_up(End::Said));
+                    Ok(())
+                }
+                Ok((activation, end)) => activation.give_up(end),
+                Err(error) => Err(error),
+            };
+            go_on = go_on && switched.is_ok();
+            outcome = outcome.and(switched);
+        }
+        // Why others were called off says more than that they were.
+        outcome.and(called_off)
+    }
+}
+
+/// One attempt to make a version live.
+struct Activation<'a> {
+    asker: &'a Asker,
+    wanted: &'a Wanted<'a>,
+    /// It waits for our word.
+    held: bool,
+    /// What its host calls it, once it has said so.
+    name: Option<String>,
+    output: BufReader<ReaderHandle>,
 }
 
 /// How the following of an activation ends.
 #[derive(PartialEq)]
 enum End {
+    /// It has said what was waited for.
+    Said,
     Verdict(String),
-    /// It ended without one, as in a power cut.
+    /// It ended without a verdict, as in a power cut.
     Silence,
     LineLost,
-}
-
-/// Shows what the activation says.
-fn follow(host: &Host, args: &[&str], activation: &mut Option<String>) -> Result<End> {
-    let output = host.script(args)?.stderr_to_stdout().unchecked().reader()?;
-    let mut output = BufReader::new(output);
-    let mut line = Vec::new();
-    // A line without an end is one that was cut.
-    while output.read_until(b'\n', &mut line)? > 0 && line.pop() == Some(b'\n') {
-        let text = String::from_utf8_lossy(&line).into_owned();
-        line.clear();
-        let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
-        match word {
-            "verdict" => return Ok(End::Verdict(rest.to_owned())),
-            "activation" => *activation = Some(rest.to_owned()),
-            "worker" => {}
-            "Installing" | "Starting" | "Watching" | "Waiting" | "Stopping" => ui::step(word, rest),
-            "Warning" => ui::warning(rest),
-            "|" => ui::quote(rest),
-            _ => ui::quote(&text),
-        }
-    }
-    // These two are the script's own.
-    let status = output.get_ref().try_wait()?.map(|it| it.status.code());
-    Ok(match status {
-        Some(Some(0 | 1)) => End::Silence,
-        _ => End::LineLost,
-    })
 }
 
 /// How long a lost line is tried again.
 const RECONNECTING: Duration = Duration::from_secs(120);
 
-fn conclude(host: &Host, version: &Version, verdict: &str) -> Result<()> {
-    if verdict == "live" {
-        return Ok(());
+impl<'a> Activation<'a> {
+    fn finish(mut self) -> Result<()> {
+        let end = self.follow("verdict");
+        self.conclude(end)
     }
-    let reason = verdict.strip_prefix("failed ").unwrap_or(verdict);
-    let rest = match host.known_state() {
+
+    /// One that is held, and shall not go on, since others are not ready or we leave.
+    fn give_up(mut self, end: End) -> Result<()> {
+        if !matches!(end, End::Said | End::LineLost) {
+            return self.conclude(end);
+        }
+        // One that does not hear of it gives up by itself in a minute.
+        if self.answer("cancel").is_ok() {
+            self.follow("verdict");
+        }
+        let why = if end == End::LineLost {
+            "the line was lost, and "
+        } else {
+            ""
+        };
+        let Wanted { version, host, .. } = self.wanted;
+        bail!(
+            "{why}the activation of {version} on {} was called off",
+            host.name
+        )
+    }
+
+    /// Shows what it says, up to this word or its end; also when the line is lost.
+    fn follow(&mut self, word: &str) -> End {
+        let host = self.wanted.host;
+        let mut end = self.read(word);
+        let interrupted = self.asker.interrupted.load(Relaxed);
+        if end == End::LineLost && self.name.is_some() && host.remote.is_some() && !interrupted {
+            let then = if self.held {
+                "it is called off there, unless it is back within a minute"
+            } else {
+                "the activation goes on by itself"
+            };
+            ui::warning(&format!("the line to {} was lost; {then}", host.name));
+        }
+        let mut deadline = Instant::now() + RECONNECTING;
+        while let (End::LineLost, Some(name), Some(_)) = (&end, &self.name, &host.remote) {
+            if self.asker.interrupted.load(Relaxed) || Instant::now() > deadline {
+                break;
+            }
+            host.hang_up();
+            sleep(Duration::from_secs(1));
+            if let Ok(output) = begin(host, &["follow", name]) {
+                self.output = output;
+                end = self.read(word);
+                deadline = Instant::now() + RECONNECTING;
+            }
+        }
+        end
+    }
+
+    fn read(&mut self, until: &str) -> End {
+        let mut line = Vec::new();
+        // A line without an end is one that was cut.
+        while let Ok(1..) = self.output.read_until(b'\n', &mut line)
+            && line.pop() == Some(b'\n')
+        {
+            let text = String::from_utf8_lossy(&line).into_owned();
+            line.clear();
+            let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
+            match word {
+                "verdict" => return End::Verdict(rest.to_owned()),
+                "activation" => self.name = Some(rest.to_owned()),
+                "worker" | "Ready" => {}
+                "Installing" | "Starting" | "Watching" | "Waiting" | "Stopping" => {
+                    ui::step(word, &format!("{rest}{}", self.place()));
+                }
+                "Warning" => ui::warning(&format!("{rest}{}", self.place())),
+                "|" => ui::quote(&format!("{rest}{}", self.place())),
+                _ => ui::quote(&format!("{text}{}", self.place())),
+            }
+            if word == until {
+                return End::Said;
+            }
+        }
+        // These two are the script's own.
+        let status = self.output.get_ref().try_wait();
+        match status.ok().flatten().map(|it| it.status.code()) {
+            Some(Some(0 | 1)) => End::Silence,
+            _ => End::LineLost,
+        }
+    }
+
+    fn place(&self) -> String {
+        if self.asker.many {
+            format!(" on {}", self.wanted.host.name)
+        } else {
+            String::new()
+        }
+    }
+
+    /// To one that is held.
+    fn answer(&self, word: &str) -> Result<()> {
+        let host = self.wanted.host;
+        let name = self.name.as_deref().context("it has no name")?;
+        let answer = || {
+            host.script(&["answer", name, word])?
+                .run()
+                .map_err(Into::into)
+        };
+        answer()
+            .or_else(|_: anyhow::Error| {
+                host.hang_up();
+                answer()
+            })
+            .map(drop)
+    }
+
+    fn conclude(&self, end: End) -> Result<()> {
+        let Wanted {
+            host,
+            version,
+            state,
+            ..
+        } = self.wanted;
+        let verdict = match end {
+            End::Verdict(verdict) => Some(verdict),
+            _ => self.recorded(),
+        };
+        match verdict.as_deref() {
+            Some("live") => {
+                ui::step("Live", &format!("{version} at {}", host.url(&state.listen)));
+                Ok(())
+            }
+            Some(failed) => bail!(
+                "{version} did not become live on {}: {}\n{}",
+                host.name,
+                failed.strip_prefix("failed ").unwrap_or(failed),
+                what_still_serves(host)
+            ),
+            None => {
+                let what = if self.asker.interrupted.load(Relaxed) {
+                    "no longer following; it goes on by itself"
+                } else {
+                    "it was asked for, but its verdict is not known here"
+                };
+                bail!(
+                    "the activation of {version} on {}: {what}\n\
+                     hint: `cargo xtask status {}` tells what is live",
+                    host.name,
+                    host.target
+                )
+            }
+        }
+    }
+
+    /// For one whose words did not arrive, as from a host with a full disk.
+    fn recorded(&self) -> Option<String> {
+        let Wanted {
+            host,
+            version,
+            state,
+            ..
+        } = self.wanted;
+        let now = host.state().ok()??;
+        let last = now
+            .activations
+            .get(state.activations.len()..)?
+            .iter()
+            .rfind(|it| it.version == **version)?;
+        Some(match last.verdict() {
+            "live" => "live".to_owned(),
+            _ => format!(
+                "failed for a reason that did not arrive\nhint: `cargo xtask logs {}`",
+                host.target
+            ),
+        })
+    }
+}
+
+fn begin(host: &Host, args: &[&str]) -> Result<BufReader<ReaderHandle>> {
+    let script = host.script(args)?.stderr_to_stdout().unchecked();
+    Ok(BufReader::new(script.reader()?))
+}
+
+fn what_still_serves(host: &Host) -> String {
+    match host.known_state() {
         Ok(State {
             live: Some(live),
             healthy: true,
@@ -125,28 +358,21 @@ fn conclude(host: &Host, version: &Version, verdict: &str) -> Result<()> {
         }) => format!("{live} is still the live version, but does not serve"),
         Ok(_) => "nothing is live there".to_owned(),
         Err(error) => format!("what is live there is not known: {error:#}"),
-    };
-    bail!(
-        "{version} did not become live on {}: {reason}\n{rest}",
-        host.name
-    );
+    }
 }
 
-/// For an activation whose words did not arrive, as from a host with a full disk.
-fn recorded(host: &Host, version: &Version, before: usize) -> Option<String> {
-    let state = host.state().ok()??;
-    let last = state
-        .activations
-        .get(before..)?
-        .iter()
-        .rfind(|it| it.version == *version)?;
-    Some(match last.verdict() {
-        "live" => "live".to_owned(),
-        _ => format!(
-            "failed for a reason that did not arrive\nhint: `cargo xtask logs {}`",
-            host.target
-        ),
-    })
+fn what_is_live(wanted: &[Wanted]) -> String {
+    let line = |it: &Wanted| match it.host.known_state() {
+        Ok(State {
+            live: Some(live), ..
+        }) => format!("\n  {}: {live} is live", it.host.name),
+        Ok(_) => format!("\n  {}: nothing is live", it.host.name),
+        Err(_) => format!("\n  {}: not known", it.host.name),
+    };
+    format!(
+        "stopped there; now it stands like this:{}\nbecause",
+        wanted.iter().map(line).collect::<String>()
+    )
 }
 
 /// USER@MACHINE, in letters that the host accepts.

@@ -52,18 +52,44 @@ pub fn print(sh: &Shell, flags: &Flags) -> Result<()> {
 
 /// Returns the binary.
 pub fn build(sh: &Shell, target: &Target, arch: &str, with: &With) -> Result<PathBuf> {
-    let builder = with.build.unwrap_or(if target.is_local() {
-        Builder::Host
-    } else {
-        Builder::Docker
-    });
-    match builder {
-        Builder::Host => build_here(sh),
+    match with.builder(target) {
+        Builder::Host => build_here(sh, arch),
         Builder::Docker => build_in_container(sh, arch),
     }
 }
 
-fn build_here(sh: &Shell) -> Result<PathBuf> {
+/// What the hosts of a target will turn out to be, so that a build need not wait for
+/// their word: what was built for them before. Nothing, if that is not clear.
+pub fn likely_arch(sh: &Shell, target: &Target, with: &With) -> Option<String> {
+    if target.is_local() {
+        return None;
+    }
+    match with.builder(target) {
+        Builder::Host => Some(env::consts::ARCH.to_owned()),
+        Builder::Docker => {
+            let before = sh.read_dir(KEPT).ok()?;
+            let [only] = &before[..] else { return None };
+            Some(only.file_name()?.to_str()?.to_owned())
+        }
+    }
+}
+
+impl With {
+    fn builder(&self, target: &Target) -> Builder {
+        self.build.unwrap_or(if target.is_local() {
+            Builder::Host
+        } else {
+            Builder::Docker
+        })
+    }
+}
+
+fn build_here(sh: &Shell, arch: &str) -> Result<PathBuf> {
+    ensure!(
+        arch == env::consts::ARCH,
+        "this machine builds for {}, not for {arch}\nhint: `--build docker`",
+        env::consts::ARCH
+    );
     ui::step("Building", &format!("{NAME} for this machine"));
     let target = sh.current_dir().join("target");
     cargo(sh)
@@ -75,8 +101,11 @@ fn build_here(sh: &Shell) -> Result<PathBuf> {
     Ok(target.join("release").join(NAME))
 }
 
-/// cargo's registry and its target folder are kept in target/musl, so that what was
-/// built once is not built again. CARGO_HOME stays the image's: its linker is set there.
+/// Where the builder's folders are kept, for each architecture.
+const KEPT: &str = "target/musl";
+
+/// cargo's registry and its target folder are kept, so that what was built once is not
+/// built again. CARGO_HOME stays the image's: its linker is set there.
 fn build_in_container(sh: &Shell, arch: &str) -> Result<PathBuf> {
     ui::step(
         "Building",
@@ -86,7 +115,7 @@ fn build_in_container(sh: &Shell, arch: &str) -> Result<PathBuf> {
     let image = image(arch);
     fetch_image(&image)?;
     let root = sh.current_dir();
-    let kept = root.join("target/musl").join(arch);
+    let kept = root.join(KEPT).join(arch);
     for folder in ["registry", "git", "target"] {
         sh.create_dir(kept.join(folder))?;
     }

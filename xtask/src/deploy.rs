@@ -1,18 +1,20 @@
 //! `deploy`: build, upload, activate.
 
-use std::{env, fmt, fs, path::PathBuf};
+use std::{fs, thread};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use xshell::Shell;
 
 use crate::{
-    activation, build,
+    activation::{self, Wanted},
+    build,
     config::{NAME, Target},
-    host::Host,
+    host::{Host, all, at_once},
     setup,
     state::State,
     ui,
+    upload::{self, Built, Receiver},
     version::{self, Commit, Version},
 };
 
@@ -35,34 +37,22 @@ pub fn deploy(sh: &Shell, flags: &Flags) -> Result<()> {
     let commit = version::commit(sh)?;
     refuse_dirty(&commit, target.is_local() || flags.allow_dirty)?;
     let hosts = Host::all(sh, &target);
-    let steps = steps(&hosts);
     if flags.dry_run {
-        steps
-            .iter()
-            .for_each(|step| ui::step("Would", &step.to_string()));
+        plan(&hosts).for_each(|it| ui::step("Would", &it));
         return Ok(());
     }
-    let arch = env::consts::ARCH.to_owned();
-    let mut deploy = Deploy {
+    let deploy = Deploy {
         sh,
-        flags,
         target,
+        with: &flags.with,
         commit,
-        arch,
-        built: None,
-        live: None,
+        hosts: &hosts,
     };
-    for step in &steps {
-        let done = deploy.run(step);
-        done.map_err(|error| {
-            if hosts.len() > 1 {
-                error.context(what_is_live(&hosts))
-            } else {
-                error
-            }
-        })?;
-    }
-    println!("{}", deploy.live.context("a target has a host")?);
+    let (looks, built) = deploy.look_and_build()?;
+    let (states, receivers): (Vec<_>, Vec<_>) = looks.into_iter().unzip();
+    deploy.upload(&states, receivers, &built)?;
+    let live = deploy.activate(&states, &built)?;
+    println!("{live}");
     Ok(())
 }
 
@@ -75,143 +65,157 @@ fn refuse_dirty(commit: &Commit, allowed: bool) -> Result<()> {
     Ok(())
 }
 
-/// What a deploy does, shown or done in this order: all is looked at before any is
-/// touched, and all is sent before any is switched.
-enum Step<'a> {
-    Prepare(&'a Host),
-    Build,
-    Upload(&'a Host),
-    Activate(&'a Host),
-}
-
-fn steps(hosts: &[Host]) -> Vec<Step<'_>> {
-    let mut steps: Vec<Step> = hosts.iter().map(Step::Prepare).collect();
-    steps.push(Step::Build);
-    steps.extend(hosts.iter().map(Step::Upload));
-    steps.extend(hosts.iter().map(Step::Activate));
-    steps
-}
-
-impl fmt::Display for Step<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Step::Prepare(Host {
-                remote: Some(name), ..
-            }) => write!(f, "look whether {name} is ready"),
-            Step::Prepare(host) => write!(
-                f,
-                "set up {} where that is needed",
-                host.directory.display()
-            ),
-            Step::Build => write!(f, "build {NAME}"),
-            Step::Upload(host) => write!(
-                f,
-                "upload it to {}, unless these very bytes are live",
-                host.name
-            ),
-            Step::Activate(host) => write!(
-                f,
-                "activate it on {}, unless these very bytes are live",
-                host.name
-            ),
-        }
-    }
+/// All is looked at before any is touched, and all is sent before any is switched.
+fn plan(hosts: &[Host]) -> impl Iterator<Item = String> {
+    let look = hosts.iter().map(|host| match &host.remote {
+        Some(name) => format!("look whether {name} is ready"),
+        None => format!("set up {} where that is needed", host.directory.display()),
+    });
+    let each = |verb: &'static str| {
+        hosts
+            .iter()
+            .map(move |host| format!("{verb} {}, unless these very bytes are live", host.name))
+    };
+    look.chain([format!("build {NAME}")])
+        .chain(each("upload it to"))
+        .chain(each("activate it on"))
 }
 
 struct Deploy<'a> {
     sh: &'a Shell,
-    flags: &'a Flags,
     target: Target<'a>,
+    with: &'a build::With,
     commit: Commit,
-    arch: String,
-    built: Option<Built>,
-    live: Option<Version>,
-}
-
-struct Built {
-    binary: PathBuf,
-    sha256: String,
-    version: Version,
+    hosts: &'a [Host],
 }
 
 impl Deploy<'_> {
-    fn run(&mut self, step: &Step) -> Result<()> {
-        match step {
-            Step::Prepare(host) if host.remote.is_some() => self.check(host),
-            Step::Prepare(host) => setup::prepare(self.sh, host).map(drop),
-            Step::Build => self.build(),
-            Step::Upload(host) => self.upload(host),
-            Step::Activate(host) => self.activate(host),
+    /// At once, where it is clear enough what will have to be built.
+    fn look_and_build(&self) -> Result<(Vec<Look>, Built)> {
+        let hosts = self.hosts;
+        let Some(arch) = build::likely_arch(self.sh, &self.target, self.with) else {
+            let looks = self.look()?;
+            let built = self.build(common_arch(hosts, &looks)?)?;
+            return Ok((looks, built));
+        };
+        let (looks, built) = thread::scope(|threads| {
+            let looking = threads.spawn(|| look_at(hosts));
+            let built = self.build(&arch);
+            (looking.join().expect("it does not panic"), built)
+        });
+        let looks = looks?;
+        let built = match common_arch(hosts, &looks)? {
+            known if known == arch => built?,
+            other => self.build(other)?,
+        };
+        Ok((looks, built))
+    }
+
+    fn look(&self) -> Result<Vec<Look>> {
+        if self.target.is_local() {
+            setup::prepare(self.sh, &self.hosts[0])?;
+            return Ok(vec![(self.hosts[0].known_state()?, None)]);
         }
+        look_at(self.hosts)
     }
 
-    fn check(&mut self, host: &Host) -> Result<()> {
-        let state = host.known_state()?;
-        setup::check(host, &state)?;
-        ensure!(
-            state.free > ENOUGH,
-            "{} has {} MB left; nothing was changed",
-            host.name,
-            state.free / 1_000_000
-        );
-        self.arch = state.arch;
-        Ok(())
-    }
-
-    fn build(&mut self) -> Result<()> {
-        let binary = build::build(self.sh, &self.target, &self.arch, &self.flags.with)?;
+    fn build(&self, arch: &str) -> Result<Built> {
+        let binary = build::build(self.sh, &self.target, arch, self.with)?;
         let bytes =
             fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;
-        let built = fs::metadata(&binary)?.modified()?;
         let sha256 = version::sha256(&bytes);
-        let version = Version::new(built, self.commit.clone(), &sha256);
-        self.built = Some(Built {
+        let time = fs::metadata(&binary)?.modified()?;
+        Ok(Built {
+            version: Version::new(time, self.commit.clone(), &sha256),
+            sent: self.sh.current_dir().join("target/sent"),
             binary,
             sha256,
-            version,
+        })
+    }
+
+    fn upload(
+        &self,
+        states: &[State],
+        receivers: Vec<Option<Receiver>>,
+        built: &Built,
+    ) -> Result<()> {
+        if !self.target.is_local()
+            && let Err(error) = upload::keep(built)
+        {
+            ui::warning(&format!("the next upload will not be a patch: {error:#}"));
+        }
+        let lacks_it =
+            |state: &State| !is_live(state, built) && !state.versions.contains(&built.version);
+        let hosts = self.hosts.iter().zip(states).zip(receivers);
+        let lacking = hosts.filter(|((_, state), _)| lacks_it(state));
+        let sent = at_once(lacking, |((host, state), receiver)| {
+            upload::upload(host, state, built, receiver)
         });
-        Ok(())
+        all(sent).map(drop)
     }
 
-    fn upload(&self, host: &Host) -> Result<()> {
-        let built = self.built()?;
-        let state = host.known_state()?;
-        if is_live(&state, built) || state.versions.contains(&built.version) {
-            return Ok(());
+    /// Returns what is live then.
+    fn activate(&self, states: &[State], built: &Built) -> Result<Version> {
+        let mut wanted = Vec::new();
+        let mut live = &built.version;
+        for (host, state) in self.hosts.iter().zip(states) {
+            match &state.live {
+                Some(same) if is_live(state, built) => {
+                    let text = format!("{same} on {} already: the same bytes", host.name);
+                    ui::step("Live", &text);
+                    live = same;
+                }
+                _ => wanted.push(Wanted {
+                    host,
+                    state,
+                    version: &built.version,
+                    sha256: &built.sha256,
+                }),
+            }
         }
-        if host.remote.is_some() {
-            ui::step("Uploading", &format!("{} to {}", built.version, host.name));
-        }
-        host.upload(&built.binary, &built.version, state.live.as_ref())
-    }
-
-    fn activate(&mut self, host: &Host) -> Result<()> {
-        let built = self.built()?;
-        let state = host.known_state()?;
-        if let Some(live) = state.live.as_ref().filter(|_| is_live(&state, built)) {
-            ui::step(
-                "Live",
-                &format!("{live} on {} already: the same bytes", host.name),
-            );
-            self.live = Some(live.clone());
-            return Ok(());
-        }
-        activation::activate(self.sh, host, &built.version, &built.sha256)?;
-        ui::step(
-            "Live",
-            &format!("{} at {}", built.version, host.url(&state.listen)),
-        );
-        self.live = Some(built.version.clone());
-        Ok(())
-    }
-
-    fn built(&self) -> Result<&Built> {
-        self.built.as_ref().context("nothing was built")
+        activation::activate(self.sh, &wanted)?;
+        Ok(live.clone())
     }
 }
 
+/// Whether the servers are ready for a deploy.
+fn look_at(hosts: &[Host]) -> Result<Vec<Look>> {
+    all(at_once(hosts, look)).context("nothing was changed")
+}
+
+fn look(host: &Host) -> Result<Look> {
+    let receiver = Receiver::begin(host)?;
+    let state = host.known_state()?;
+    setup::check(host, &state)?;
+    ensure!(
+        state.free > ENOUGH,
+        "{} has {} MB left",
+        host.name,
+        state.free / 1_000_000
+    );
+    Ok((state, Some(receiver)))
+}
+
+/// A host's state; and on a server, where an upload can go.
+type Look = (State, Option<Receiver>);
+
 /// Room for an upload and its installed copy, in bytes.
 const ENOUGH: u64 = 30_000_000;
+
+/// One build has to do for all.
+fn common_arch<'a>(hosts: &[Host], looks: &'a [Look]) -> Result<&'a str> {
+    let arch = &looks[0].0.arch;
+    let other = hosts.iter().zip(looks).find(|(_, it)| it.0.arch != *arch);
+    if let Some((host, (state, _))) = other {
+        bail!(
+            "{} is {arch}, {} is {}\nhint: make them two targets",
+            hosts[0].name,
+            host.name,
+            state.arch
+        );
+    }
+    Ok(arch)
+}
 
 fn is_live(state: &State, built: &Built) -> bool {
     state.healthy
@@ -219,20 +223,6 @@ fn is_live(state: &State, built: &Built) -> bool {
             .live
             .as_ref()
             .is_some_and(|live| live.is_of(&built.sha256))
-}
-
-fn what_is_live(hosts: &[Host]) -> String {
-    let line = |host: &Host| match host.known_state() {
-        Ok(State {
-            live: Some(live), ..
-        }) => format!("\n  {}: {live} is live", host.name),
-        Ok(_) => format!("\n  {}: nothing is live", host.name),
-        Err(_) => format!("\n  {}: not known", host.name),
-    };
-    format!(
-        "stopped there; now it stands like this:{}\nbecause",
-        hosts.iter().map(line).collect::<String>()
-    )
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use clap::Args;
 use xshell::Shell;
 
 use crate::{
-    JustTarget, activation,
-    host::Host,
+    JustTarget,
+    activation::{self, Wanted},
+    host::{Host, all, at_once},
     json,
     state::{Activation, State},
     status, ui,
@@ -26,50 +27,65 @@ pub struct RollbackFlags {
 }
 
 pub fn rollback(sh: &Shell, flags: &RollbackFlags) -> Result<()> {
-    for host in flags.at.hosts(sh)? {
-        let state = host.known_state()?;
-        let to = find(&state, &flags.to)
-            .with_context(|| format!("cannot roll back {}; nothing was changed", host.name))?;
-        let Some(sha256) = state.sha256(to) else {
-            bail!(
-                "the history of {} does not tell the sha256 of {to}",
-                host.name
-            );
-        };
-        if flags.dry_run {
+    let hosts = flags.at.hosts(sh)?;
+    let states = all(at_once(&hosts, Host::known_state))?;
+    let wanted = hosts
+        .iter()
+        .zip(&states)
+        .map(|(host, state)| {
+            wanted(host, state, &flags.to)
+                .with_context(|| format!("cannot roll back {}; nothing was changed", host.name))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    if flags.dry_run {
+        for Wanted {
+            host,
+            state,
+            version,
+            ..
+        } in wanted
+        {
             let live = state
                 .live
                 .as_ref()
-                .map_or("nothing".to_owned(), Version::to_string);
-            ui::step(
-                "Would",
-                &format!("activate {to} on {}, where {live} is live", host.name),
-            );
-            continue;
+                .map_or("nothing".into(), Version::to_string);
+            let what = format!("activate {version} on {}, where {live} is live", host.name);
+            ui::step("Would", &what);
         }
-        activation::activate(sh, &host, to, sha256)?;
-        ui::step("Live", &format!("{to} at {}", host.url(&state.listen)));
-        println!("{to}");
+        return Ok(());
     }
+    activation::activate(sh, &wanted)?;
+    wanted.iter().for_each(|it| println!("{}", it.version));
     Ok(())
 }
 
+fn wanted<'a>(host: &'a Host, state: &'a State, to: &str) -> Result<Wanted<'a>> {
+    let version = find(host, state, to)?;
+    Ok(Wanted {
+        host,
+        state,
+        version,
+        sha256: state.sha256(version)?,
+    })
+}
+
 /// `to` is a number of versions back, or at least a part of a version's name.
-fn find<'a>(state: &'a State, to: &str) -> Result<&'a Version> {
+fn find<'a>(host: &Host, state: &'a State, to: &str) -> Result<&'a Version> {
+    let target = &host.target;
     match to.parse::<usize>() {
-        Ok(0) => bail!("0 is the live version itself\nhint: `cargo xtask restart`"),
+        Ok(0) => bail!("0 is the live version itself\nhint: `cargo xtask restart {target}`"),
         Ok(back) if to.len() <= 3 => match state.rollback.get(back) {
             Some(version) => Ok(version),
             None => bail!(
-                "there are {} versions before the live one\nhint: `cargo xtask history`",
+                "versions before the live one: {}\nhint: `cargo xtask history {target}`",
                 state.rollback.len().saturating_sub(1)
             ),
         },
-        _ => find_by_part(state, to),
+        _ => find_by_part(target, state, to),
     }
 }
 
-fn find_by_part<'a>(state: &'a State, part: &str) -> Result<&'a Version> {
+fn find_by_part<'a>(target: &str, state: &'a State, part: &str) -> Result<&'a Version> {
     let mut found: Vec<&Version> = Vec::new();
     for it in state.activations.iter().filter(|it| it.is_live) {
         if it.version.to_string().contains(part) && !found.contains(&&it.version) {
@@ -78,10 +94,12 @@ fn find_by_part<'a>(state: &'a State, part: &str) -> Result<&'a Version> {
     }
     match found[..] {
         [] => {
-            bail!("no version that was ever live is called {part:?}\nhint: `cargo xtask history`")
+            bail!(
+                "no version that was ever live is called {part:?}\nhint: `cargo xtask history {target}`"
+            )
         }
         [version] if state.live.as_ref() == Some(version) => {
-            bail!("{version} is live\nhint: `cargo xtask restart`")
+            bail!("{version} is live\nhint: `cargo xtask restart {target}`")
         }
         [version] if state.versions.contains(version) => Ok(version),
         [version] => bail!("{version} was live once, but is not kept any more"),
@@ -93,11 +111,8 @@ fn find_by_part<'a>(state: &'a State, part: &str) -> Result<&'a Version> {
 }
 
 pub fn history(hosts: &[Host], json: bool) -> Result<()> {
-    let states = hosts
-        .iter()
-        .map(Host::known_state)
-        .collect::<Result<Vec<State>>>()?;
-    let both = hosts.iter().zip(&states);
+    let states = at_once(hosts, Host::known_state);
+    let both = status::answered(hosts, &states);
     if json {
         println!(
             "{}",
@@ -106,7 +121,7 @@ pub fn history(hosts: &[Host], json: bool) -> Result<()> {
     } else {
         both.for_each(|(host, state)| print!("{}", to_text(host, state)));
     }
-    Ok(())
+    all(states).map(drop)
 }
 
 fn to_json(host: &Host, state: &State) -> String {

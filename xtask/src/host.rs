@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    io::ErrorKind,
+    io::{ErrorKind, Read},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::Output,
@@ -10,17 +10,18 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    thread::sleep,
+    thread::{self, sleep},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use duct::{Expression, cmd};
 use xshell::Shell;
 
 use crate::{
     config::{NAME, Target},
     state::State,
+    ui::{self, Progress},
     version::Version,
 };
 
@@ -35,6 +36,34 @@ pub struct Host {
     /// USER@HOST, or nothing for this machine.
     pub remote: Option<String>,
     connection: Mutex<Option<Arc<Connection>>>,
+}
+
+/// Does something with each host at once.
+pub fn at_once<T: Send, R: Send>(
+    items: impl IntoIterator<Item = T>,
+    job: impl Fn(T) -> Result<R> + Sync,
+) -> Vec<Result<R>> {
+    thread::scope(|threads| {
+        let job = &job;
+        let begun: Vec<_> = items
+            .into_iter()
+            .map(|item| threads.spawn(move || job(item)))
+            .collect();
+        begun
+            .into_iter()
+            .map(|it| it.join().expect("a job does not panic"))
+            .collect()
+    })
+}
+
+/// With several reasons why not, people want to know all of them.
+pub fn all<R>(results: Vec<Result<R>>) -> Result<Vec<R>> {
+    let (done, failed): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+    let mut failed = failed.into_iter().filter_map(Result::err);
+    match failed.next() {
+        None => done.into_iter().collect(),
+        Some(first) => Err(failed.fold(first, |all, next| anyhow!("{all:#}\n{next:#}"))),
+    }
 }
 
 /// What a command on the host ends with if there is no `bin/activate`.
@@ -81,9 +110,8 @@ impl Host {
             Some(_) => format!("[ \"$(id -u)\" = 0 ] || exec sudo -n {script}{args}; "),
             None => String::new(),
         };
-        self.shell(&format!(
-            "[ -x {script} ] || exit {NOT_SET_UP}; {sudo}exec {script}{args}"
-        ))
+        let command = format!("[ -x {script} ] || exit {NOT_SET_UP}; {sudo}exec {script}{args}");
+        Ok(self.shell(&command)?.stdin_null())
     }
 
     /// A command for the host's shell.
@@ -92,28 +120,28 @@ impl Host {
             return Ok(cmd!("sh", "-c", command));
         };
         let control = &self.connection(remote)?.control;
-        Ok(cmd!(
-            "ssh",
+        let session = [
             "-S",
-            control,
+            &*control.to_string_lossy(),
             "-o",
             "ControlMaster=no",
             "-T",
-            "--",
-            remote,
-            command
+        ];
+        Ok(cmd(
+            "ssh",
+            [&session[..], &OPTIONS, &["--", remote, command]].concat(),
         ))
     }
 
-    /// The one connection of this command to this host.
+    /// The one connection of this command to this host, or a new one where it was lost.
     fn connection(&self, remote: &str) -> Result<Arc<Connection>> {
         let mut connection = self.connection.lock().expect("nobody panics with it");
-        if let Some(connection) = &*connection {
-            return Ok(Arc::clone(connection));
+        match &*connection {
+            Some(connection) if connection.is_open()? => Ok(Arc::clone(connection)),
+            _ => Ok(Arc::clone(
+                connection.insert(Arc::new(Connection::open(remote)?)),
+            )),
         }
-        Ok(Arc::clone(
-            connection.insert(Arc::new(Connection::open(remote)?)),
-        ))
     }
 
     /// Gives up a line that was lost; the next command makes a new one.
@@ -145,31 +173,28 @@ impl Host {
 
     /// As [`Host::state`], for commands that are nothing to a host that was never set up.
     pub fn known_state(&self) -> Result<State> {
-        self.state()?.with_context(|| {
-            format!(
-                "nothing was ever deployed to {}\nhint: `cargo xtask deploy {}`",
-                self.directory.display(),
+        let directory = self.directory.display();
+        self.state()?.with_context(|| match &self.remote {
+            Some(name) => format!(
+                "{name} is not set up for {directory}\nhint: `cargo xtask setup {} --as root`",
                 self.target
-            )
+            ),
+            None => format!(
+                "nothing was ever deployed to {directory}\nhint: `cargo xtask deploy {}`",
+                self.target
+            ),
         })
-    }
-
-    /// Puts a version where its activation looks for it.
-    pub fn upload(&self, binary: &Path, version: &Version, basis: Option<&Version>) -> Result<()> {
-        let to = self.directory.join(format!("incoming/{NAME}-{version}"));
-        match &self.remote {
-            None => fs::copy(binary, &to).map(drop).or_else(|error| {
-                let _ = fs::remove_file(&to);
-                Err(error)
-                    .with_context(|| format!("cannot write {}; nothing was changed", to.display()))
-            }),
-            Some(remote) => self.rsync(remote, binary, &to, basis),
-        }
     }
 
     /// Only what differs from the live version goes over the wire, and after a cut
     /// only what had not arrived.
-    fn rsync(&self, remote: &str, binary: &Path, to: &Path, basis: Option<&Version>) -> Result<()> {
+    pub fn rsync(
+        &self,
+        remote: &str,
+        binary: &Path,
+        to: &Path,
+        basis: Option<&Version>,
+    ) -> Result<()> {
         let to = to.to_string_lossy();
         if let Some(basis) = basis {
             let basis = self.directory.join(format!("versions/{NAME}-{basis}"));
@@ -178,27 +203,41 @@ impl Host {
             self.shell(&copy)?.unchecked().run()?;
         }
         let control = &self.connection(remote)?.control;
-        let shell = format!("ssh -S {} -o ControlMaster=no -T", control.display());
-        cmd!(
+        let options = OPTIONS.join(" ");
+        let shell = format!(
+            "ssh -S {} -o ControlMaster=no -T {options}",
+            control.display()
+        );
+        let rsync = cmd!(
             "rsync",
             "--compress",
             "--ignore-times", // the basis may have the new one's size and time
             "--inplace",
             "--partial",
+            "--progress",
             "--rsh",
             shell,
             "--",
             binary,
             format!("{remote}:{to}")
-        )
-        .run()
-        .with_context(|| {
-            format!(
-                "the upload to {} failed; nothing was changed there",
-                self.name
-            )
-        })?;
-        Ok(())
+        );
+        let mut output = rsync.reader()?;
+        let mut progress = Progress::new(format!("of it sent to {}", self.name));
+        let mut said = [0; 1024];
+        loop {
+            let len = output.read(&mut said).with_context(|| {
+                format!(
+                    "the upload to {} failed; nothing was changed there",
+                    self.name
+                )
+            })?;
+            if len == 0 {
+                return Ok(());
+            }
+            if let Some(percent) = last_percentage(&String::from_utf8_lossy(&said[..len])) {
+                progress.at(percent);
+            }
+        }
     }
 
     /// Where to look at the app, `listen` being what the host was set up with.
@@ -234,6 +273,7 @@ const OPTIONS: [&str; 8] = [
 
 impl Connection {
     fn open(remote: &str) -> Result<Connection> {
+        ui::step("Connecting", &format!("to {remote}"));
         let control = control_path()?;
         let socket = control.to_string_lossy();
         let args = [
@@ -249,13 +289,18 @@ impl Connection {
             .start();
         let master = master.context("cannot run `ssh`")?;
         // It makes the socket once it is let in.
-        while !control.exists() {
-            if master.try_wait()?.is_some() {
+        let connection = Connection { control, master };
+        while !connection.control.exists() {
+            if !connection.is_open()? {
                 bail!("cannot connect to {remote}; what ssh said is above");
             }
             sleep(Duration::from_millis(5));
         }
-        Ok(Connection { control, master })
+        Ok(connection)
+    }
+
+    fn is_open(&self) -> Result<bool> {
+        Ok(self.master.try_wait()?.is_none())
     }
 }
 
@@ -283,6 +328,12 @@ fn control_path() -> Result<PathBuf> {
             }
         }
     }
+}
+
+/// Of rsync's words, ` 1,234,567  12%  1.20MB/s  0:00:07`.
+fn last_percentage(text: &str) -> Option<usize> {
+    let (before, _) = text.rsplit_once('%')?;
+    before.rsplit(' ').next()?.parse().ok()
 }
 
 /// ssh hands its arguments to a shell, joined by spaces: here is one that stays one.

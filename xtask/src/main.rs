@@ -14,6 +14,7 @@ mod state;
 mod status;
 mod test;
 mod ui;
+mod upload;
 mod version;
 
 use std::{env, path::Path, process::ExitCode};

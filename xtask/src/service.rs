@@ -5,7 +5,11 @@ use std::io::{BufRead, BufReader};
 use anyhow::{Context, Result};
 use xshell::Shell;
 
-use crate::{activation, host::Host, ui};
+use crate::{
+    activation::{self, Wanted},
+    host::{Host, all, at_once},
+    ui,
+};
 
 pub fn start(hosts: &[Host]) -> Result<()> {
     hosts.iter().try_for_each(|host| run(host, "start"))
@@ -33,14 +37,19 @@ fn run(host: &Host, verb: &str) -> Result<()> {
 
 /// The live version is activated once more: its fresh instance reads its environment anew.
 pub fn restart(sh: &Shell, hosts: &[Host]) -> Result<()> {
-    for host in hosts {
-        let state = host.known_state()?;
-        let live = state.live.as_ref().context("nothing is live yet")?;
-        let sha256 = state
-            .sha256(live)
-            .context("the history does not tell its sha256")?;
-        activation::activate(sh, host, live, sha256)?;
-        ui::step("Live", &format!("{live} at {}", host.url(&state.listen)));
-    }
-    Ok(())
+    let states = all(at_once(hosts, Host::known_state))?;
+    let wanted = hosts
+        .iter()
+        .zip(&states)
+        .map(|(host, state)| {
+            let version = state.live.as_ref().context("nothing is live yet")?;
+            Ok(Wanted {
+                host,
+                state,
+                version,
+                sha256: state.sha256(version)?,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    activation::activate(sh, &wanted)
 }

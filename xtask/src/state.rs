@@ -11,6 +11,8 @@ pub struct State {
     pub script: String,
     /// As `uname -m` tells it.
     pub arch: String,
+    /// Whether it can apply a patch.
+    pub zstd: bool,
     /// Bytes that are free for another version.
     pub free: u64,
     pub live: Option<Version>,
@@ -55,6 +57,7 @@ impl State {
             "listen" => self.listen = value.to_owned(),
             "script" => self.script = value.to_owned(),
             "arch" => self.arch = value.to_owned(),
+            "zstd" => self.zstd = value == "true",
             "free" => self.free = value.parse::<u64>()? * 1024,
             "live" => self.live = Some(value.parse()?),
             "running" => self.running.push(value.parse()?),
@@ -71,12 +74,12 @@ impl State {
     }
 
     /// The sha256 of a version that was once live here, from when it was.
-    pub fn sha256(&self, version: &Version) -> Option<&str> {
+    pub fn sha256(&self, version: &Version) -> Result<&str> {
         let was = |it: &&Activation| it.is_live && it.version == *version;
-        self.activations
-            .iter()
-            .rfind(was)
-            .map(|it| it.sha256.as_str())
+        let activation = self.activations.iter().rfind(was);
+        let activation =
+            activation.with_context(|| format!("the history has no sha256 of {version}"))?;
+        Ok(&activation.sha256)
     }
 }
 

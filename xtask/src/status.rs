@@ -4,17 +4,14 @@ use anyhow::Result;
 use time::OffsetDateTime;
 
 use crate::{
-    host::Host,
+    host::{Host, all, at_once},
     json,
     state::{Activation, State},
 };
 
 pub fn status(hosts: &[Host], json: bool) -> Result<()> {
-    let states = hosts
-        .iter()
-        .map(Host::known_state)
-        .collect::<Result<Vec<State>>>()?;
-    let both = hosts.iter().zip(&states);
+    let states = at_once(hosts, Host::known_state);
+    let both = answered(hosts, &states);
     if json {
         println!(
             "{}",
@@ -23,7 +20,18 @@ pub fn status(hosts: &[Host], json: bool) -> Result<()> {
     } else {
         both.for_each(|(host, state)| print!("{}", to_text(host, state)));
     }
-    Ok(())
+    all(states).map(drop)
+}
+
+/// A host that is away takes nothing from the others.
+pub fn answered<'a>(
+    hosts: &'a [Host],
+    states: &'a [Result<State>],
+) -> impl Iterator<Item = (&'a Host, &'a State)> {
+    hosts
+        .iter()
+        .zip(states)
+        .filter_map(|(host, state)| Some((host, state.as_ref().ok()?)))
 }
 
 /// The frame of all our JSON.
