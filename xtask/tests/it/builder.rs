@@ -62,10 +62,9 @@ fn copy_workspace(to: &Path) {
     for name in [
         "Cargo.toml",
         "Cargo.lock",
-        "app/Cargo.toml",
-        "app/src",
-        "app/pages",
+        "app",
         "xtask/Cargo.toml",
+        "xtask/benches",
         "xtask/src",
         "systemd",
     ] {

@@ -25,7 +25,7 @@ fn a_rollback_goes_back_and_never_to_and_fro() {
     assert_eq!(workspace.xtask("rollback", &[]).succeeds().trim(), a.name);
     workspace
         .xtask("rollback", &[])
-        .fails(&["nothing was changed", "0 versions before"]);
+        .fails(&["nothing was changed", "before the live one: 0"]);
     let d = place.make_live(&app("D"));
     assert_eq!(place.status("rollback"), [&*d.name, &*a.name]);
     assert_eq!(workspace.xtask("rollback", &[]).succeeds().trim(), a.name);
@@ -94,7 +94,7 @@ fn what_cannot_be_rolled_back_to_is_said() {
     let [a, b] = ["A", "B"].map(|label| place.make_live(&app(label)));
     let before = place.history();
     let rollback = |to: &str| workspace.xtask("rollback", &["--to", to]);
-    rollback("7").fails(&["nothing was changed", "1 versions before"]);
+    rollback("7").fails(&["nothing was changed", "before the live one: 1"]);
     rollback("0").fails(&["the live version"]);
     rollback("ffffffffffff").fails(&["nothing was changed", "no version", "ffffffffffff"]);
     rollback("1a2b3c4d5e6f").fails(&["several versions", &a.name, &b.name]);

@@ -3,6 +3,7 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
+    thread::sleep,
     time::Duration,
 };
 
@@ -75,6 +76,28 @@ impl Connection {
             _ => Ok(line),
         }
     }
+}
+
+/// Which version serves, once that is one: who is told to stop may take a connection
+/// or two until it has heard of it.
+pub fn served(address: SocketAddr) -> Option<String> {
+    let ask = || {
+        Some(
+            get(address, "/version")
+                .ok()?
+                .header("x-version")?
+                .to_owned(),
+        )
+    };
+    let mut same = 0;
+    let mut last = ask()?;
+    while same < 5 {
+        sleep(Duration::from_millis(20));
+        let next = ask()?;
+        same = if next == last { same + 1 } else { 0 };
+        last = next;
+    }
+    Some(last)
 }
 
 pub fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {

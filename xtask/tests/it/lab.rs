@@ -153,16 +153,17 @@ fn debootstrap(sh: &Shell, tag: &str) -> Result<String> {
 
 /// What a `Server` is started from.
 pub fn server_image() -> Result<String> {
-    image_from_base("server", SERVER)
+    image_from("server", &base_image()?, SERVER)
 }
 
 /// Takes the place of the builder that people pull: same folders, same behaviour.
 pub fn builder_image() -> Result<String> {
-    image_from_base("musl-builder", BUILDER)
+    image_from("musl-builder", &base_image()?, BUILDER)
 }
 
-fn image_from_base(name: &str, steps: &str) -> Result<String> {
-    let dockerfile = format!("FROM {}\n{steps}", base_image()?);
+/// Another image with these steps on top.
+pub fn image_from(name: &str, base: &str, steps: &str) -> Result<String> {
+    let dockerfile = format!("FROM {base}\n{steps}");
     image(name, &dockerfile, |sh, tag| {
         let label = "--label=cutover-test";
         let build = cmd!(sh, "docker build --quiet {label} --tag {tag} -");
@@ -261,7 +262,11 @@ impl Server {
     /// Has booted, and lets people in, when this returns. The arguments are Docker's, such
     /// as a disk small enough to fill: `--tmpfs=/srv:size=20m,exec`.
     pub fn start_with(name: &str, docker_args: &[&str]) -> Result<Server> {
-        let image = server_image()?;
+        Server::start_from(&server_image()?, name, docker_args)
+    }
+
+    /// From an image made of the servers' one.
+    pub fn start_from(image: &str, name: &str, docker_args: &[&str]) -> Result<Server> {
         let lab = Lab::join()?;
         let number = lab.servers.fetch_add(1, Relaxed);
         let container = format!("{}-{number}-{name}", lab.network);
@@ -274,7 +279,7 @@ impl Server {
             ip,
             lab,
         };
-        server.create(&image, docker_args)?;
+        server.create(image, docker_args)?;
         server.boot()?;
         server.exchange_keys()?;
         Ok(server)
@@ -311,7 +316,7 @@ impl Server {
         self.ssh_config_via(SocketAddr::from((self.ip, 22)), file)
     }
 
-    /// The same by a detour, with a `delay_proxy` in between.
+    /// The same by a detour, with a proxy in between.
     pub fn ssh_config_via(&self, address: SocketAddr, file: &Path) -> Result<()> {
         let keys = self.lab.keys.path().display();
         let entry = [

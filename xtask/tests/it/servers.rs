@@ -1,6 +1,8 @@
 //! Against real servers: sshd and systemd, each in a container.
 
 use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     thread::{self, sleep},
     time::{Duration, Instant},
 };
@@ -106,7 +108,8 @@ fn bad_versions_never_become_live() {
             .count(),
         7
     );
-    site.xtask("rollback", &[]).fails(&["0 versions before"]);
+    site.xtask("rollback", &[])
+        .fails(&["before the live one: 0"]);
     wait_until("A to be alone", || site.instances() == 1);
 }
 
@@ -297,6 +300,9 @@ fn without_overlap_connections_wait_in_the_socket() {
         "fault: exits at once",
         &format!("{} still serves", b.trim()),
     ]);
+    site.deploy(b"no program")
+        .fails(&["not an executable", &format!("{} still serves", b.trim())]);
+    assert_eq!(site.instances(), 1, "the old one had not stopped");
     assert_eq!(site.xtask("rollback", &[]).succeeds(), a);
     let report = load.stop();
     assert!(report.lost.is_empty(), "{:?}", report.lost);
@@ -312,6 +318,70 @@ fn a_version_that_ignores_sigterm_is_gone_in_the_end() {
     let b = site.deploy(&app("B")).succeeds();
     wait_until("the deaf one to be killed", || site.instances() == 1);
     assert_eq!(site.served(), b.trim());
+}
+
+#[test]
+fn a_patch_goes_over_the_wire_where_both_can_and_else_rsync() {
+    let site = Site::set_up("patch");
+    site.root(QUICK);
+    site.deploy(&app("A")).succeeds();
+    let little = (app("A").len() * 12 / 1000 + 8000) as u64;
+    let zstd_here = site.workspace.place.path("shims/zstd");
+    let sent = site.workspace.root.join("target/sent");
+    type Spoil<'a> = &'a dyn Fn();
+    let cases: [(&str, Spoil, bool); 6] = [
+        ("nothing is amiss", &|| {}, true),
+        (
+            "the host has no zstd",
+            &|| drop(site.root("mv /usr/bin/zstd /usr/bin/zstd.away")),
+            false,
+        ),
+        (
+            "its zstd makes something else",
+            &|| {
+                let zstd = "#!/bin/sh\nfor to; do [ \"$before\" != -o ] || echo x >\"$to\"; before=$to; done\n";
+                site.root(&format!(
+                    "printf '%s' '{zstd}' >/usr/bin/zstd; chmod +x /usr/bin/zstd"
+                ));
+            },
+            false,
+        ),
+        (
+            "the zstd here fails",
+            &|| {
+                site.root("mv /usr/bin/zstd.away /usr/bin/zstd");
+                fs::write(&zstd_here, "#!/bin/sh\nexit 1\n").unwrap();
+                fs::set_permissions(&zstd_here, Permissions::from_mode(0o755)).unwrap();
+            },
+            false,
+        ),
+        (
+            "what is live is not known here",
+            &|| {
+                fs::remove_file(&zstd_here).unwrap();
+                fs::remove_dir_all(&sent).unwrap();
+            },
+            false,
+        ),
+        (
+            "what is kept here is not what is live",
+            &|| {
+                for kept in fs::read_dir(&sent).unwrap() {
+                    fs::write(kept.unwrap().path(), "not that").unwrap();
+                }
+            },
+            false,
+        ),
+    ];
+    for (amiss, spoil, is_patch) in cases {
+        spoil();
+        let before = site.received();
+        let live = site.deploy(&app(amiss)).succeeds();
+        let received = site.received() - before;
+        println!("{amiss}: the server received {received} bytes");
+        assert_eq!(site.served(), live.trim());
+        assert!(!is_patch || received < little, "{amiss}: {received}");
+    }
 }
 
 #[test]

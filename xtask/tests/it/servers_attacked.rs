@@ -8,6 +8,8 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::PathBuf,
     process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -592,10 +594,7 @@ impl Fleet {
 
     fn served(&self) -> Vec<String> {
         self.servers()
-            .map(|it| {
-                let answer = http::get((it.ip(), 80).into(), "/version").unwrap();
-                answer.header("x-version").unwrap().to_owned()
-            })
+            .map(|it| http::served((it.ip(), 80).into()).unwrap())
             .to_vec()
     }
 }
@@ -620,7 +619,7 @@ fn three_hosts_of_which_one_fails() {
     assert_eq!(fleet.state(), before);
     ssh("start");
 
-    // The second one fails: the first one has it, the third is untouched.
+    // The second one fails: none switches.
     let env = |text: &str| {
         let write = format!("printf '{text}' >/srv/app/env");
         fleet.others[0].exec(&["sh", "-c", &write]).unwrap();
@@ -628,38 +627,95 @@ fn three_hosts_of_which_one_fails() {
     env("DRAIN_SECONDS=soon\\n");
     let failed = fleet.deploy("B");
     println!("{}", failed.people);
-    let b = fleet.served()[0].clone();
-    assert_ne!(a, b);
     let table = format!(
         "error: stopped there; now it stands like this:\n  \
-         deploy@web1: {b} is live\n  deploy@web2: {a} is live\n  deploy@web3: {a} is live\n\
-         because: {b} did not become live on deploy@web2: "
+         deploy@web1: {a} is live\n  deploy@web2: {a} is live\n  deploy@web3: {a} is live\n\
+         because: 2"
     );
     failed.fails(&[
         &table,
+        "did not become live on deploy@web2: ",
         "`DRAIN_SECONDS=soon` is no whole number",
         &format!("{a} still serves"),
     ]);
-    assert_eq!(fleet.served(), [&b, a, a]);
+    assert_eq!(fleet.served(), [a, a, a]);
     let histories = |state: Vec<String>| state.concat().matches("\tlive\t").count();
-    assert_eq!(histories(fleet.state()), 4);
+    assert_eq!(histories(fleet.state()), 3);
     let status = fleet.xtask(&["status", "fleet", "--json"]).succeeds();
     println!("{status}");
     assert_eq!(
         status.matches("\"verdict\": \"failed\"").count(),
-        1,
+        3,
         "{status}"
     );
 
-    // Once that is mended, the same again completes it, and leaves the first one alone.
+    // Once that is mended, the same again goes on.
     env("");
+    let again = fleet.deploy("B");
+    println!("{}", again.people);
+    let b = again.succeeds();
+    let b = b.trim();
+    assert_eq!(fleet.served(), [b, b, b]);
+
+    // A host that has it already is left alone.
+    fleet.others[0]
+        .exec(&["/srv/app/bin/activate", "stop"])
+        .unwrap();
     let first = fleet.state().swap_remove(0);
     let again = fleet.deploy("B");
     println!("{}", again.people);
     again.succeeds();
     let hash = |version: &str| version.rsplit('-').next().unwrap().to_owned();
-    assert!(fleet.served().iter().all(|it| hash(it) == hash(&b)));
+    assert!(fleet.served().iter().all(|it| hash(it) == hash(b)));
     assert_eq!(fleet.state()[0], first);
+}
+
+#[test]
+fn no_host_switches_once_the_client_is_gone() {
+    let fleet = Fleet::set_up();
+    let a = fleet.deploy("A").succeeds();
+    let a = a.trim();
+    fs::write(fleet.site.workspace.root.join("binary"), app("B")).unwrap();
+    let deploy_and = |signal: &str| {
+        let deploy = fleet.site.command(&["deploy", "fleet", "--build", "host"]);
+        let mut client = by(&fleet.xtask, &deploy)
+            .process_group(0)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(client.stderr.take().unwrap()).lines();
+        let watched = |line: &str| line.contains("Watching");
+        for _ in fleet.servers() {
+            let found = lines.find(|line| watched(line.as_ref().unwrap()));
+            found.unwrap().unwrap();
+        }
+        let group = format!("-{}", client.id());
+        let kill = Command::new("kill").args([signal, "--", &group]).status();
+        assert!(kill.unwrap().success());
+        let said: Vec<String> = lines.map(Result::unwrap).collect();
+        (client.wait().unwrap().code(), said.join("\n"))
+    };
+    let failed = || fleet.state().concat().matches("\tfailed\t").count();
+    // Who says so calls it off at once.
+    for server in fleet.servers() {
+        let slow = "sed -i s/settle=1/settle=4/ /srv/app/settings";
+        server.exec(&["sh", "-c", slow]).unwrap();
+    }
+    let (code, said) = deploy_and("-INT");
+    println!("{said}");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("was called off"), "{said}");
+    wait_until("all to have ended", || failed() == 3);
+    assert_eq!(fleet.served(), [a, a, a]);
+    // Who is gone, in a minute.
+    let start = Instant::now();
+    deploy_and("-KILL");
+    sleep(Duration::from_secs(45));
+    wait_until("all to have given up", || failed() == 6);
+    println!("given up after {:?}", start.elapsed());
+    assert_eq!(fleet.served(), [a, a, a]);
+    let b = fleet.deploy("B").succeeds();
+    assert_eq!(fleet.served(), [b.trim(), b.trim(), b.trim()]);
 }
 
 #[test]
@@ -701,16 +757,22 @@ fn setup_again_says_what_it_changes_and_stops_nothing() {
         setup.succeeds();
         changes_nothing();
     }
-    // Another port is the repo's change.
-    let moved = site.xtask("setup", &["--as", "root", "--listen", "0.0.0.0:81"]);
+    // Another port is not taken under the hands of what serves.
+    let move_it = || site.xtask("setup", &["--as", "root", "--listen", "0.0.0.0:81"]);
+    move_it().fails(&["it serves on another port"]);
+    assert_eq!(main_pid(), pid);
+    let live = site.served();
+    site.xtask("stop", &[]).succeeds();
+    let moved = move_it();
     println!("{}", moved.people);
     assert!(
         moved.people.contains("ListenStream=0.0.0.0:81"),
         "{moved:?}"
     );
     moved.succeeds();
-    assert_eq!(main_pid(), pid);
-    site.served();
+    site.xtask("start", &[]).succeeds();
+    site.xtask("restart", &[]).succeeds();
+    assert_eq!(http::served((site.server.ip(), 81).into()), Some(live));
     assert_eq!(exit_status(&site, VISUDO), 0, "{}", site.root(VISUDO));
 }
 

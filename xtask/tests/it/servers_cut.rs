@@ -6,7 +6,7 @@ use std::{
     os::unix::process::{CommandExt, ExitStatusExt},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
-    thread,
+    thread::{self, sleep},
     time::{Duration, Instant},
 };
 
@@ -21,8 +21,9 @@ use crate::{
 /// Where a deploy can be cut, in its order. It is held there: while it waits for the lock,
 /// while it watches the new version, or while the server flushes to its disk: the lock,
 /// once it has it; the version; `current`, committed already; the verdict.
-const STAGES: [&str; 7] = [
-    "Uploading",
+const STAGES: [&str; 8] = [
+    PATCHING,
+    RSYNC,
     "Waiting",
     "sync lock",
     "sync versions/.new",
@@ -31,7 +32,14 @@ const STAGES: [&str; 7] = [
     "sync history",
 ];
 
+const PATCHING: &str = "zstd";
+const RSYNC: &str = "rsync";
 const WATCHING: &str = "sleep 0.3";
+
+/// From when on the host goes on by itself.
+fn is_asked_for(stage: &str) -> bool {
+    ![PATCHING, RSYNC].contains(&stage)
+}
 
 #[test]
 fn a_killed_client_does_not_stop_an_activation() {
@@ -41,14 +49,10 @@ fn a_killed_client_does_not_stop_an_activation() {
         let (binary, deploy) = deploy_up_to(&site, stage);
         assert_eq!(deploy.kill().signal(), Some(9), "{stage}");
         let_go(&site);
-        let asked_for = stage != "Uploading";
-        ends_well(
-            &site,
-            stage,
-            &before,
-            asked_for.then_some(("live", &binary)),
-        );
+        let verdict = is_asked_for(stage).then_some(("live", &binary));
+        ends_well(&site, stage, &before, verdict);
     }
+    works(&site);
     println!("{} stages at which the client was killed", STAGES.len());
 }
 
@@ -61,21 +65,18 @@ fn a_killed_session_is_taken_up_again() {
         site.root("pkill -KILL -f '^sshd: deploy'");
         let_go(&site);
         let (code, said) = deploy.end();
-        let asked_for = stage != "Uploading";
-        assert_eq!(code, if asked_for { 0 } else { 1 }, "{stage}: {said}");
-        let told = if asked_for {
-            "to deploy@sshd again"
-        } else {
-            "nothing was changed there"
+        let (expected, told) = match stage {
+            RSYNC => (1, "nothing was changed there"),
+            // What a patch could not do, rsync does, by a new connection.
+            PATCHING => (0, "Connecting to deploy@sshd\n"),
+            _ => (0, "the line to deploy@sshd was lost"),
         };
+        assert_eq!(code, expected, "{stage}: {said}");
         assert!(said.contains(told), "{stage}: {said}");
-        ends_well(
-            &site,
-            stage,
-            &before,
-            asked_for.then_some(("live", &binary)),
-        );
+        let verdict = (code == 0).then_some(("live", &binary));
+        ends_well(&site, stage, &before, verdict);
     }
+    works(&site);
     println!("{} stages at which sshd was killed", STAGES.len());
 }
 
@@ -87,7 +88,7 @@ fn an_activation_ends_while_the_line_is_cut() {
         let (binary, deploy) = deploy_up_to(&site, stage);
         site.server.disconnect().unwrap();
         let_go(&site);
-        if stage != "Uploading" {
+        if is_asked_for(stage) {
             wait_for_lock(&site);
             assert_eq!(history(&site).len(), before.len() + 1, "{stage}");
         }
@@ -96,6 +97,7 @@ fn an_activation_ends_while_the_line_is_cut() {
         assert_eq!(code, 0, "{stage}: {said}");
         ends_well(&site, stage, &before, Some(("live", &binary)));
     }
+    works(&site);
     println!("{} stages at which the line was cut", STAGES.len());
 }
 
@@ -109,13 +111,36 @@ fn after_a_power_cut_it_serves_what_was_ready() {
         deploy.kill();
         boot(&site);
         let verdict = match stage {
-            "Uploading" | "Waiting" => None,
+            PATCHING | RSYNC | "Waiting" => None,
             "sync ." | "sync history" => Some("live"),
             _ => Some("failed"),
         };
         ends_well(&site, stage, &before, verdict.map(|it| (it, &binary)));
     }
+    works(&site);
     println!("{} stages at which the power failed", STAGES.len());
+}
+
+#[test]
+fn a_cut_upload_goes_on_where_it_was() {
+    let site = slow_site("resume");
+    for stage in [PATCHING, RSYNC] {
+        let start = site.received();
+        let (binary, deploy) = deploy_up_to(&site, stage);
+        sleep(Duration::from_secs(1));
+        deploy.kill();
+        let_go(&site);
+        let cut = site.received();
+        site.xtask("deploy", &["--build", "host"]).succeeds();
+        let (before, after) = (cut - start, site.received() - cut);
+        println!(
+            "{stage}: {before} bytes before the cut, {after} after it, for {}",
+            binary.len()
+        );
+        assert!(before > 1_500_000 && after < 2_700_000, "{before}, {after}");
+        assert!(site.served().ends_with(&version_of(&binary).sha256[..12]));
+        site.deploy(&app("little again")).succeeds();
+    }
 }
 
 /// Long enough for ssh to give up the line: it notices after 15 s.
@@ -126,7 +151,7 @@ fn a_client_connects_again_for_the_verdict() {
     site.server.disconnect().unwrap();
     let_go(&site);
     wait_until("the line to be given up", || {
-        deploy.said().contains("to deploy@again again")
+        deploy.said().contains("the line to deploy@again was lost")
     });
     let start = Instant::now();
     let refused = site.deploy(&app("to nowhere"));
@@ -309,14 +334,20 @@ END
         ln -s sync /usr/local/sbin/sleep
         cat >/usr/local/bin/rsync <<'END'
 #!/bin/sh
-[ -e /var/tmp/held ] || exec /usr/bin/rsync "$@"
+[ -e /var/tmp/held ] || exec "/usr/bin/${0##*/}" "$@"
 {
-    dd bs=64k count=10M iflag=count_bytes status=none
+    dd bs=64k count=1500k iflag=count_bytes status=none
     while [ -e /var/tmp/held ]; do /usr/bin/sleep 0.05; done
-    cat
-} | /usr/bin/rsync "$@"
+    exec cat
+} | {
+    status=0
+    "/usr/bin/${0##*/}" "$@" || status=$?
+    pkill -P $$ -x cat
+    exit $status
+}
 END
-        chmod +x /usr/local/bin/rsync"#,
+        chmod +x /usr/local/bin/rsync
+        ln -s rsync /usr/local/bin/zstd"#,
     );
     site.deploy(&app("first")).succeeds();
     site
@@ -375,9 +406,12 @@ impl Deploy {
 fn deploy_up_to(site: &Site, stage: &str) -> (Vec<u8>, Deploy) {
     let mut binary = app(stage);
     match stage {
-        "Uploading" => {
-            binary.extend(random(20));
+        PATCHING | RSYNC => {
+            binary.extend(random(3));
             site.root("touch /var/tmp/held");
+            if stage == RSYNC {
+                fs::remove_dir_all(site.workspace.root.join("target/sent")).unwrap();
+            }
         }
         "Waiting" => drop(site.root(
             "touch /root/held; flock /srv/app/lock sh -c \
@@ -387,8 +421,8 @@ fn deploy_up_to(site: &Site, stage: &str) -> (Vec<u8>, Deploy) {
     }
     let deploy = Deploy::begin(site, &binary);
     match stage {
-        "Uploading" => wait_until(stage, || {
-            let arrived = "find /srv/app/incoming -type f -size +8000k";
+        PATCHING | RSYNC => wait_until(stage, || {
+            let arrived = "find /srv/app/incoming -type f -size +1100k";
             !site.root(arrived).is_empty()
         }),
         "Waiting" => wait_until(stage, || deploy.said().contains(stage)),
@@ -432,8 +466,8 @@ fn history(site: &Site) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// No lock is held, what was begun has its verdict, something valid is served, and the
-/// next deploy works.
+/// No lock is held, what was begun has its verdict, and something valid is served. That
+/// the next deploy works, the next stage shows, and `works` after the last.
 fn ends_well(site: &Site, stage: &str, before: &[String], verdict: Option<(&str, &Vec<u8>)>) {
     wait_for_lock(site);
     let history = history(site);
@@ -450,7 +484,14 @@ fn ends_well(site: &Site, stage: &str, before: &[String], verdict: Option<(&str,
     }
     let last = history.iter().rfind(|it| it.contains("\tlive\t")).unwrap();
     serves(site, last.split('\t').nth(2).unwrap());
-    let next = site.deploy(&app(&format!("after {stage}"))).succeeds();
+    if !is_asked_for(stage) {
+        works(site);
+    }
+}
+
+fn works(site: &Site) {
+    let number = history(site).len();
+    let next = site.deploy(&app(&format!("next {number}"))).succeeds();
     serves(site, next.trim());
 }
 

@@ -79,8 +79,7 @@ impl Site {
     }
 
     pub fn served(&self) -> String {
-        let answer = http::get(self.address(), "/version").unwrap();
-        answer.header("x-version").unwrap().to_owned()
+        http::served(self.address()).unwrap()
     }
 
     /// How many instances have a process.
@@ -89,6 +88,12 @@ impl Site {
             .trim()
             .parse()
             .unwrap()
+    }
+
+    /// Bytes that ever came over its line.
+    pub fn received(&self) -> u64 {
+        let count = self.root("cat /sys/class/net/eth0/statistics/rx_bytes");
+        count.trim().parse().unwrap()
     }
 
     pub fn root(&self, command: &str) -> String {

@@ -35,7 +35,7 @@ impl Workspace {
         fs::create_dir_all(root.join("xtask")).unwrap();
         fs::write(root.join(".gitignore"), "/target\n/cargo\n/binary\n").unwrap();
         let cargo = "#!/bin/sh\nset -eu\nroot=${0%/*}\nmkdir -p \"$root/target/release\"\n\
-                     cp \"$root/binary\" \"$root/target/release/app\"\n";
+                     cp -p \"$root/binary\" \"$root/target/release/app\"\n";
         fs::write(root.join("cargo"), cargo).unwrap();
         fs::set_permissions(root.join("cargo"), fs::Permissions::from_mode(0o755)).unwrap();
         let workspace = Workspace {
