@@ -32,6 +32,10 @@ const SENT: usize = 10;
 /// Higher ones take 15 times as long, and make a small patch no smaller.
 const LEVEL: &str = "-12";
 
+/// Else it takes in the whole binary before it gives out anything, and nobody knows how
+/// far it is.
+const STREAMING: &str = "--single-thread";
+
 /// Puts a version where its activation looks for it.
 pub fn upload(host: &Host, state: &State, built: &Built, receiver: Option<Receiver>) -> Result<()> {
     let to = host
@@ -94,7 +98,7 @@ fn patch(
     let (output, input) = io::pipe()?;
     let size = format!("--stream-size={}", binary.len());
     let old = format!("--patch-from={}", old.display());
-    let made = cmd!("zstd", LEVEL, "--quiet", "--stdout", size, old)
+    let made = cmd!("zstd", LEVEL, STREAMING, "--quiet", "--stdout", size, old)
         .stdin_file(output)
         .stdout_file(receiver.input)
         .stderr_null()
