@@ -120,12 +120,11 @@ fn build_in_container(sh: &Shell, arch: &str) -> Result<PathBuf> {
         sh.create_dir(kept.join(folder))?;
     }
     let mount = |from: &Path, to: &str| format!("--volume={}:{to}", from.display());
-    let user = shell_cmd!(sh, "id -u").quiet().read()?;
-    let group = shell_cmd!(sh, "id -g").quiet().read()?;
     let triple = format!("{arch}-unknown-linux-musl");
-    // What the container makes belongs to whoever ran it, also where it is root there.
+    // What it makes belongs to whom the workspace does, whatever number that has in there:
+    // it is root itself.
     let script = format!(
-        "trap 'chown -R {user}:{group} /kept' EXIT
+        "trap 'chown -R --reference=/src /kept' EXIT
          cargo build --release --locked --package {NAME} --target {triple} --target-dir /kept/target"
     );
     let mut args = vec!["run".to_owned(), "--rm".to_owned()];
@@ -138,7 +137,7 @@ fn build_in_container(sh: &Shell, arch: &str) -> Result<PathBuf> {
         mount(&kept.join("registry"), "/root/.cargo/registry"),
         mount(&kept.join("git"), "/root/.cargo/git"),
         "--workdir=/src".to_owned(),
-        image,
+        image.clone(),
         "sh".to_owned(),
         "-ec".to_owned(),
         script,
@@ -148,10 +147,12 @@ fn build_in_container(sh: &Shell, arch: &str) -> Result<PathBuf> {
         .stdout_to_stderr()
         .unchecked()
         .run()?;
-    ensure!(
-        built.status.success(),
-        "`{NAME}` does not build; nothing was deployed"
-    );
+    match built.status.code() {
+        Some(0) => {}
+        // Of the engine's own
+        Some(125..=127) => bail!("{ENGINE} cannot run {image}; what it said is above"),
+        _ => bail!("`{NAME}` does not build; nothing was deployed"),
+    }
     let binary = kept.join("target").join(triple).join("release").join(NAME);
     check_binary(&binary, arch)?;
     Ok(binary)
