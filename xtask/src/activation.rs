@@ -3,7 +3,7 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader},
+    io::{BufRead, Write},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -13,12 +13,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use duct::ReaderHandle;
 use signal_hook::{consts::SIGINT, flag};
 use xshell::{Shell, cmd};
 
 use crate::{
-    host::{Host, at_once},
+    host::{Host, LINE_LOST, Session, at_once},
     setup,
     state::State,
     ui,
@@ -32,6 +31,18 @@ pub struct Wanted<'a> {
     pub state: &'a State,
     pub version: &'a Version,
     pub sha256: &'a str,
+}
+
+impl<'a> Wanted<'a> {
+    /// For a version that was live there before.
+    pub fn again(host: &'a Host, state: &'a State, version: &'a Version) -> Result<Wanted<'a>> {
+        Ok(Wanted {
+            host,
+            state,
+            version,
+            sha256: state.sha256(version)?,
+        })
+    }
 }
 
 /// Asks each host to make its version live, and waits for the verdicts. The hosts switch
@@ -76,13 +87,16 @@ impl Asker {
         let version = wanted.version.to_string();
         let mut args = vec!["activate", &version, wanted.sha256, &self.by];
         args.extend(held.then_some("held"));
-        let output = begin(wanted.host, &args)?;
         Ok(Activation {
             asker: self,
             wanted,
             held,
+            answer: None,
             name: None,
-            output,
+            has_begun: false,
+            read: 0,
+            again: 0,
+            session: wanted.host.talk(&args)?,
         })
     }
 
@@ -94,7 +108,7 @@ impl Asker {
         let first = (0..wanted.len()).min_by_key(|&n| &wanted[n].host.name);
         let first = first.context("a target has a host")?;
         let mut activation = self.ask(&wanted[first], true)?;
-        let end = activation.follow("Starting");
+        let end = activation.follow("Locked");
         if end != End::Said {
             return activation.give_up(end);
         }
@@ -121,9 +135,7 @@ impl Asker {
             go_on = go_on && !self.interrupted.load(Relaxed);
             let switched = match it {
                 Ok((mut activation, End::Said)) if go_on => {
-                    // One that does not hear of it ends with a verdict that says so.
-                    let _ = activation.answer("commit");
-                    activation.held = false;
+                    activation.answer("commit");
                     activation.finish()
                 }
                 Ok((activation, End::Said)) => {
@@ -145,11 +157,17 @@ impl Asker {
 struct Activation<'a> {
     asker: &'a Asker,
     wanted: &'a Wanted<'a>,
-    /// It waits for our word.
+    /// It waits for our word, and what that was.
     held: bool,
+    answer: Option<&'static str>,
     /// What its host calls it, once it has said so.
     name: Option<String>,
-    output: BufReader<ReaderHandle>,
+    /// It is its turn.
+    has_begun: bool,
+    /// How many lines of it were read, and how many of these come once more.
+    read: usize,
+    again: usize,
+    session: Session,
 }
 
 /// How the following of an activation ends.
@@ -177,9 +195,11 @@ impl<'a> Activation<'a> {
         if !matches!(end, End::Said | End::LineLost) {
             return self.conclude(end);
         }
-        // One that does not hear of it gives up by itself in a minute.
-        if self.answer("cancel").is_ok() {
-            self.follow("verdict");
+        // Tried twice: one that does not hear of it gives up by itself in a minute.
+        self.answer("cancel");
+        let lost = end == End::LineLost || self.last_words() == End::LineLost;
+        if lost && self.reconnect().is_ok() {
+            self.last_words();
         }
         let why = if end == End::LineLost {
             "the line was lost, and "
@@ -193,28 +213,33 @@ impl<'a> Activation<'a> {
         )
     }
 
+    /// Of one that was called off. One that waits for others hears of it only then.
+    fn last_words(&mut self) -> End {
+        if self.has_begun {
+            self.read("verdict")
+        } else {
+            End::Said
+        }
+    }
+
     /// Shows what it says, up to this word or its end; also when the line is lost.
     fn follow(&mut self, word: &str) -> End {
         let host = self.wanted.host;
         let mut end = self.read(word);
-        let interrupted = self.asker.interrupted.load(Relaxed);
-        if end == End::LineLost && self.name.is_some() && host.remote.is_some() && !interrupted {
-            let then = if self.held {
-                "it is called off there, unless it is back within a minute"
-            } else {
-                "the activation goes on by itself"
-            };
-            ui::warning(&format!("the line to {} was lost; {then}", host.name));
+        let is_left = || self.asker.interrupted.load(Relaxed);
+        if end != End::LineLost || self.name.is_none() || host.remote.is_none() || is_left() {
+            return end;
         }
+        let then = if self.held && self.answer.is_none() {
+            "it is called off there, unless it is back within a minute"
+        } else {
+            "the activation goes on by itself"
+        };
+        ui::warning(&format!("the line to {} was lost; {then}", host.name));
         let mut deadline = Instant::now() + RECONNECTING;
-        while let (End::LineLost, Some(name), Some(_)) = (&end, &self.name, &host.remote) {
-            if self.asker.interrupted.load(Relaxed) || Instant::now() > deadline {
-                break;
-            }
-            host.hang_up();
+        while end == End::LineLost && !is_left() && Instant::now() <= deadline {
             sleep(Duration::from_secs(1));
-            if let Ok(output) = begin(host, &["follow", name]) {
-                self.output = output;
+            if self.reconnect().is_ok() {
                 end = self.read(word);
                 deadline = Instant::now() + RECONNECTING;
             }
@@ -222,35 +247,49 @@ impl<'a> Activation<'a> {
         end
     }
 
+    fn reconnect(&mut self) -> Result<()> {
+        let name = self.name.as_deref().context("it has no name yet")?;
+        self.wanted.host.hang_up();
+        self.session = self.wanted.host.talk(&["follow", name])?;
+        self.again = self.read;
+        self.say_answer();
+        Ok(())
+    }
+
     fn read(&mut self, until: &str) -> End {
         let mut line = Vec::new();
         // A line without an end is one that was cut.
-        while let Ok(1..) = self.output.read_until(b'\n', &mut line)
+        while let Ok(1..) = self.session.output.read_until(b'\n', &mut line)
             && line.pop() == Some(b'\n')
         {
             let text = String::from_utf8_lossy(&line).into_owned();
             line.clear();
             let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
+            if self.again > 0 {
+                self.again -= 1;
+                continue;
+            }
+            self.read += usize::from(word != "activation");
+            let place = self.place();
             match word {
                 "verdict" => return End::Verdict(rest.to_owned()),
                 "activation" => self.name = Some(rest.to_owned()),
+                "Locked" => self.has_begun = true,
                 "worker" | "Ready" => {}
                 "Installing" | "Starting" | "Watching" | "Waiting" | "Stopping" => {
-                    ui::step(word, &format!("{rest}{}", self.place()));
+                    ui::step(word, &format!("{rest}{place}"));
                 }
-                "Warning" => ui::warning(&format!("{rest}{}", self.place())),
-                "|" => ui::quote(&format!("{rest}{}", self.place())),
-                _ => ui::quote(&format!("{text}{}", self.place())),
+                "Warning" => ui::warning(&format!("{rest}{place}")),
+                "|" => ui::quote(&format!("{rest}{place}")),
+                _ => ui::quote(&format!("{text}{place}")),
             }
             if word == until {
                 return End::Said;
             }
         }
-        // These two are the script's own.
-        let status = self.output.get_ref().try_wait();
-        match status.ok().flatten().map(|it| it.status.code()) {
-            Some(Some(0 | 1)) => End::Silence,
-            _ => End::LineLost,
+        match self.session.code() {
+            None | Some(LINE_LOST) => End::LineLost,
+            _ => End::Silence,
         }
     }
 
@@ -263,20 +302,16 @@ impl<'a> Activation<'a> {
     }
 
     /// To one that is held.
-    fn answer(&self, word: &str) -> Result<()> {
-        let host = self.wanted.host;
-        let name = self.name.as_deref().context("it has no name")?;
-        let answer = || {
-            host.script(&["answer", name, word])?
-                .run()
-                .map_err(Into::into)
-        };
-        answer()
-            .or_else(|_: anyhow::Error| {
-                host.hang_up();
-                answer()
-            })
-            .map(drop)
+    fn answer(&mut self, word: &'static str) {
+        self.answer = Some(word);
+        self.say_answer();
+    }
+
+    /// Once more where the line was lost; whoever has heard it listens no more.
+    fn say_answer(&mut self) {
+        if let Some(word) = self.answer {
+            let _ = writeln!(self.session.input, "{word}");
+        }
     }
 
     fn conclude(&self, end: End) -> Result<()> {
@@ -339,11 +374,6 @@ impl<'a> Activation<'a> {
             ),
         })
     }
-}
-
-fn begin(host: &Host, args: &[&str]) -> Result<BufReader<ReaderHandle>> {
-    let script = host.script(args)?.stderr_to_stdout().unchecked();
-    Ok(BufReader::new(script.reader()?))
 }
 
 fn what_still_serves(host: &Host) -> String {

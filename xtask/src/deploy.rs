@@ -10,11 +10,11 @@ use crate::{
     activation::{self, Wanted},
     build,
     config::{NAME, Target},
-    host::{Host, all, at_once},
+    host::{Host, Session, all, at_once},
     setup,
     state::State,
     ui,
-    upload::{self, Built, Receiver},
+    upload::{self, Built},
     version::{self, Commit, Version},
 };
 
@@ -136,22 +136,28 @@ impl Deploy<'_> {
     fn upload(
         &self,
         states: &[State],
-        receivers: Vec<Option<Receiver>>,
+        receivers: Vec<Option<Session>>,
         built: &Built,
     ) -> Result<()> {
+        let lacks_it =
+            |state: &State| !is_live(state, built) && !state.versions.contains(&built.version);
+        let hosts = self.hosts.iter().zip(states).zip(receivers);
+        let lacking: Vec<_> = hosts.filter(|((_, state), _)| lacks_it(state)).collect();
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        let remote = lacking.iter().filter(|(_, receiver)| receiver.is_some());
+        let packed = upload::pack(built, remote.map(|((_, state), _)| *state));
+        let sent = at_once(lacking, |((host, state), receiver)| {
+            upload::upload(host, state, built, &packed, receiver)
+        });
+        all(sent)?;
         if !self.target.is_local()
             && let Err(error) = upload::keep(built)
         {
             ui::warning(&format!("the next upload will not be a patch: {error:#}"));
         }
-        let lacks_it =
-            |state: &State| !is_live(state, built) && !state.versions.contains(&built.version);
-        let hosts = self.hosts.iter().zip(states).zip(receivers);
-        let lacking = hosts.filter(|((_, state), _)| lacks_it(state));
-        let sent = at_once(lacking, |((host, state), receiver)| {
-            upload::upload(host, state, built, receiver)
-        });
-        all(sent).map(drop)
+        Ok(())
     }
 
     /// Returns what is live then.
@@ -184,7 +190,7 @@ fn look_at(hosts: &[Host]) -> Result<Vec<Look>> {
 }
 
 fn look(host: &Host) -> Result<Look> {
-    let receiver = Receiver::begin(host)?;
+    let receiver = upload::expect(host)?;
     let state = host.known_state()?;
     setup::check(host, &state)?;
     ensure!(
@@ -197,7 +203,7 @@ fn look(host: &Host) -> Result<Look> {
 }
 
 /// A host's state; and on a server, where an upload can go.
-type Look = (State, Option<Receiver>);
+type Look = (State, Option<Session>);
 
 /// Room for an upload and its installed copy, in bytes.
 const ENOUGH: u64 = 30_000_000;

@@ -33,7 +33,8 @@ pub fn rollback(sh: &Shell, flags: &RollbackFlags) -> Result<()> {
         .iter()
         .zip(&states)
         .map(|(host, state)| {
-            wanted(host, state, &flags.to)
+            find(host, state, &flags.to)
+                .and_then(|version| Wanted::again(host, state, version))
                 .with_context(|| format!("cannot roll back {}; nothing was changed", host.name))
         })
         .collect::<Result<Vec<_>>>()?;
@@ -57,16 +58,6 @@ pub fn rollback(sh: &Shell, flags: &RollbackFlags) -> Result<()> {
     activation::activate(sh, &wanted)?;
     wanted.iter().for_each(|it| println!("{}", it.version));
     Ok(())
-}
-
-fn wanted<'a>(host: &'a Host, state: &'a State, to: &str) -> Result<Wanted<'a>> {
-    let version = find(host, state, to)?;
-    Ok(Wanted {
-        host,
-        state,
-        version,
-        sha256: state.sha256(version)?,
-    })
 }
 
 /// `to` is a number of versions back, or at least a part of a version's name.

@@ -2,10 +2,9 @@
 
 use std::{
     env, fs,
-    io::{ErrorKind, Read},
+    io::{self, BufRead, BufReader, ErrorKind, PipeReader, PipeWriter, Read, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    process::Output,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -15,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use duct::{Expression, cmd};
+use duct::{Expression, ReaderHandle, cmd};
 use xshell::Shell;
 
 use crate::{
@@ -36,6 +35,41 @@ pub struct Host {
     /// USER@HOST, or nothing for this machine.
     pub remote: Option<String>,
     connection: Mutex<Option<Arc<Connection>>>,
+    /// One that told its state, and waits for what shall be done.
+    session: Mutex<Option<Session>>,
+}
+
+/// A command on a host that is told, and tells, line by line.
+pub struct Session {
+    pub input: PipeWriter,
+    pub output: BufReader<ReaderHandle>,
+}
+
+impl Session {
+    pub fn begin(command: Expression) -> Result<Session> {
+        let command = command.stderr_to_stdout().unchecked();
+        let (input, output) = with_input(|it| command.stdin_file(it).reader())?;
+        let output = BufReader::new(output);
+        Ok(Session { input, output })
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self.output.get_ref().try_wait(), Ok(None))
+    }
+
+    /// What it ended with, once all of its output was read.
+    pub fn code(&self) -> Option<i32> {
+        self.output.get_ref().try_wait().ok()??.status.code()
+    }
+}
+
+/// Starts a process, to which the input is open that is returned. Elsewhere than on Linux
+/// a new pipe is, for a moment, also that of whatever else is started: so one by one.
+fn with_input<T>(start: impl FnOnce(PipeReader) -> io::Result<T>) -> Result<(PipeWriter, T)> {
+    static ONE_BY_ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE_BY_ONE.lock().expect("nobody panics with it");
+    let (output, input) = io::pipe()?;
+    Ok((input, start(output)?))
 }
 
 /// Does something with each host at once.
@@ -70,7 +104,7 @@ pub fn all<R>(results: Vec<Result<R>>) -> Result<Vec<R>> {
 const NOT_SET_UP: i32 = 96;
 
 /// What ssh ends with for reasons of its own.
-const LINE_LOST: i32 = 255;
+pub const LINE_LOST: i32 = 255;
 
 impl Host {
     pub fn all(sh: &Shell, target: &Target) -> Vec<Host> {
@@ -82,6 +116,7 @@ impl Host {
             overlap: target.overlap,
             remote: remote.map(str::to_owned),
             connection: Mutex::default(),
+            session: Mutex::default(),
         };
         if target.hosts.is_empty() {
             return vec![host(None)];
@@ -99,6 +134,7 @@ impl Host {
             overlap: other.overlap,
             remote: Some(remote),
             connection: Mutex::default(),
+            session: Mutex::default(),
         }
     }
 
@@ -110,8 +146,47 @@ impl Host {
             Some(_) => format!("[ \"$(id -u)\" = 0 ] || exec sudo -n {script}{args}; "),
             None => String::new(),
         };
-        let command = format!("[ -x {script} ] || exit {NOT_SET_UP}; {sudo}exec {script}{args}");
-        Ok(self.shell(&command)?.stdin_null())
+        self.shell(&format!(
+            "[ -x {script} ] || exit {NOT_SET_UP}; {sudo}exec {script}{args}"
+        ))
+    }
+
+    /// `bin/activate` with these arguments, each a single word, to talk with.
+    pub fn talk(&self, args: &[&str]) -> Result<Session> {
+        let begun = self.session.lock().expect("nobody panics with it").take();
+        let mut session = match begun.filter(Session::is_open) {
+            Some(session) => session,
+            None => {
+                let begun = self.begin_to_talk()?;
+                begun.with_context(|| self.is_not_set_up())?.1
+            }
+        };
+        // That nobody reads it shows in what it says.
+        let _ = writeln!(session.input, "{}", args.join(" "));
+        Ok(session)
+    }
+
+    /// A session takes two round trips until it says or hears anything. So the one that
+    /// tells the host's state waits for what shall be done then.
+    fn begin_to_talk(&self) -> Result<Option<(State, Session)>> {
+        let mut session = Session::begin(self.script(&["talk"])?)?;
+        let mut said = Vec::new();
+        while session.output.read_until(b'\n', &mut said)? > 1 {}
+        let said = String::from_utf8_lossy(&said);
+        if let Some(state) = said.strip_suffix("\n\n") {
+            return Ok(Some((State::parse(state)?, session)));
+        }
+        let name = &self.name;
+        match session.code() {
+            Some(NOT_SET_UP) => Ok(None),
+            None | Some(LINE_LOST) => bail!("{name} does not tell its state: the line was lost"),
+            _ => bail!(
+                "{name} does not tell its state: {}\n\
+                 hint: `cargo xtask setup {}` makes it as this repo has it",
+                said.trim(),
+                self.target
+            ),
+        }
     }
 
     /// A command for the host's shell.
@@ -119,18 +194,9 @@ impl Host {
         let Some(remote) = &self.remote else {
             return Ok(cmd!("sh", "-c", command));
         };
-        let control = &self.connection(remote)?.control;
-        let session = [
-            "-S",
-            &*control.to_string_lossy(),
-            "-o",
-            "ControlMaster=no",
-            "-T",
-        ];
-        Ok(cmd(
-            "ssh",
-            [&session[..], &OPTIONS, &["--", remote, command]].concat(),
-        ))
+        let mut args = self.connection(remote)?.session();
+        args.extend(["--", remote, command].map(str::to_owned));
+        Ok(cmd("ssh", args))
     }
 
     /// The one connection of this command to this host, or a new one where it was lost.
@@ -154,27 +220,21 @@ impl Host {
 
     /// What the host tells of itself; nothing if it was never set up.
     pub fn state(&self) -> Result<Option<State>> {
-        let output = self
-            .script(&["status"])?
-            .stdout_capture()
-            .stderr_capture()
-            .unchecked()
-            .run()?;
-        match output.status.code() {
-            Some(0) => State::parse(&String::from_utf8_lossy(&output.stdout)).map(Some),
-            Some(NOT_SET_UP) => Ok(None),
-            _ => bail!(
-                "{} does not tell its state: {}",
-                self.name,
-                complaint(&output)
-            ),
-        }
+        let Some((state, session)) = self.begin_to_talk()? else {
+            return Ok(None);
+        };
+        *self.session.lock().expect("nobody panics with it") = Some(session);
+        Ok(Some(state))
     }
 
     /// As [`Host::state`], for commands that are nothing to a host that was never set up.
     pub fn known_state(&self) -> Result<State> {
+        self.state()?.with_context(|| self.is_not_set_up())
+    }
+
+    fn is_not_set_up(&self) -> String {
         let directory = self.directory.display();
-        self.state()?.with_context(|| match &self.remote {
+        match &self.remote {
             Some(name) => format!(
                 "{name} is not set up for {directory}\nhint: `cargo xtask setup {} --as root`",
                 self.target
@@ -183,7 +243,7 @@ impl Host {
                 "nothing was ever deployed to {directory}\nhint: `cargo xtask deploy {}`",
                 self.target
             ),
-        })
+        }
     }
 
     /// Only what differs from the live version goes over the wire, and after a cut
@@ -197,17 +257,11 @@ impl Host {
     ) -> Result<()> {
         let to = to.to_string_lossy();
         if let Some(basis) = basis {
-            let basis = self.directory.join(format!("versions/{NAME}-{basis}"));
-            let basis = quote(&basis.to_string_lossy());
-            let copy = format!("[ -e {0} ] || cp {basis} {0}", quote(&to));
+            let basis = quote(&self.installed(basis).to_string_lossy());
+            let copy = format!("[ -s {0} ] || cp {basis} {0}", quote(&to));
             self.shell(&copy)?.unchecked().run()?;
         }
-        let control = &self.connection(remote)?.control;
-        let options = OPTIONS.join(" ");
-        let shell = format!(
-            "ssh -S {} -o ControlMaster=no -T {options}",
-            control.display()
-        );
+        let shell = format!("ssh {}", self.connection(remote)?.session().join(" "));
         let rsync = cmd!(
             "rsync",
             "--compress",
@@ -240,6 +294,11 @@ impl Host {
         }
     }
 
+    /// Where a version is there, once it was verified.
+    pub fn installed(&self, version: &Version) -> PathBuf {
+        self.directory.join(format!("versions/{NAME}-{version}"))
+    }
+
     /// Where to look at the app, `listen` being what the host was set up with.
     pub fn url(&self, listen: &str) -> String {
         let host = self
@@ -257,7 +316,14 @@ impl Host {
 struct Connection {
     control: PathBuf,
     master: duct::Handle,
+    /// Its other end closes with this process, however that ends.
+    _alive: PipeWriter,
 }
+
+/// `ssh` that ends when the input does that it never reads.
+const MASTER: &str = r#"exec 3<&0
+{ trap '' INT; cat <&3; kill $$; } >/dev/null 2>&1 &
+exec ssh "$@" </dev/null 3<&-"#;
 
 /// A dead host is an error in seconds, not a hang.
 const OPTIONS: [&str; 8] = [
@@ -277,19 +343,19 @@ impl Connection {
         let control = control_path()?;
         let socket = control.to_string_lossy();
         let args = [
-            &["-M", "-N", "-T", "-S", &*socket][..],
+            &["-c", MASTER, "sh", "-M", "-N", "-T", "-S", &*socket][..],
             &OPTIONS,
             &["--", remote],
         ]
         .concat();
-        let master = cmd("ssh", args)
-            .stdin_null()
-            .stdout_null()
-            .unchecked()
-            .start();
-        let master = master.context("cannot run `ssh`")?;
+        let master = cmd("sh", args).stdout_null().unchecked();
+        let (_alive, master) = with_input(|it| master.stdin_file(it).start())?;
         // It makes the socket once it is let in.
-        let connection = Connection { control, master };
+        let connection = Connection {
+            control,
+            master,
+            _alive,
+        };
         while !connection.control.exists() {
             if !connection.is_open()? {
                 bail!("cannot connect to {remote}; what ssh said is above");
@@ -299,6 +365,13 @@ impl Connection {
         Ok(connection)
     }
 
+    /// What `ssh` is told to go through it.
+    fn session(&self) -> Vec<String> {
+        let control = self.control.to_string_lossy();
+        let ours = ["-S", &*control, "-o", "ControlMaster=no", "-T"];
+        ours.into_iter().chain(OPTIONS).map(str::to_owned).collect()
+    }
+
     fn is_open(&self) -> Result<bool> {
         Ok(self.master.try_wait()?.is_none())
     }
@@ -306,7 +379,6 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let _ = self.master.kill();
         if let Some(dir) = self.control.parent() {
             let _ = fs::remove_dir_all(dir);
         }
@@ -339,11 +411,4 @@ fn last_percentage(text: &str) -> Option<usize> {
 /// ssh hands its arguments to a shell, joined by spaces: here is one that stays one.
 fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-fn complaint(output: &Output) -> String {
-    match output.status.code() {
-        Some(LINE_LOST) => "the line was lost".to_owned(),
-        _ => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    }
 }

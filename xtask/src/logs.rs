@@ -27,7 +27,7 @@ pub fn logs(sh: &Shell, flags: &Flags) -> Result<()> {
         } else {
             vec!["logs", &lines]
         };
-        host.script(&args)?.run()?;
+        host.script(&args)?.stdin_null().run()?;
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! `start`, `stop` and `restart`: serving or not, whatever the version.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, Read};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use xshell::Shell;
 
 use crate::{
@@ -21,17 +21,21 @@ pub fn stop(hosts: &[Host]) -> Result<()> {
 
 fn run(host: &Host, verb: &str) -> Result<()> {
     host.known_state()?;
-    let script = host.script(&[verb])?.stderr_to_stdout();
+    let mut session = host.talk(&[verb])?;
     let mut last = String::new();
-    let output = script.reader()?;
-    for line in BufReader::new(&output).lines() {
-        last = line.with_context(|| format!("cannot {verb} on {}: {last}", host.name))?;
+    for line in session.output.by_ref().split(b'\n') {
+        last = String::from_utf8_lossy(&line?).into_owned();
         let (word, rest) = last.split_once(' ').unwrap_or((&last, ""));
         // What does not begin so is a complaint, and part of the error.
         if last.starts_with(char::is_uppercase) {
             ui::step(word, rest);
         }
     }
+    ensure!(
+        session.code() == Some(0),
+        "cannot {verb} on {}: {last}",
+        host.name
+    );
     Ok(())
 }
 
@@ -43,12 +47,7 @@ pub fn restart(sh: &Shell, hosts: &[Host]) -> Result<()> {
         .zip(&states)
         .map(|(host, state)| {
             let version = state.live.as_ref().context("nothing is live yet")?;
-            Ok(Wanted {
-                host,
-                state,
-                version,
-                sha256: state.sha256(version)?,
-            })
+            Wanted::again(host, state, version)
         })
         .collect::<Result<Vec<_>>>()?;
     activation::activate(sh, &wanted)

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use xshell::Shell;
 
@@ -228,12 +228,14 @@ fn settings(host: &Host) -> Result<String> {
 /// As the target says, or as it was set up.
 fn listen(host: &Host) -> Result<SocketAddr> {
     let Some(listen) = &host.listen else {
-        let state = host.state()?.with_context(|| {
-            format!(
-                "where shall it listen?\nhint: `--listen 127.0.0.1:3001`, once, for {}",
-                host.target
-            )
-        })?;
+        let hint = format!(
+            "\nhint: `--listen 127.0.0.1:3001`, once, for {}",
+            host.target
+        );
+        let state = host
+            .state()
+            .map_err(|error| anyhow!("{error:#}{hint}"))?
+            .with_context(|| format!("where shall it listen?{hint}"))?;
         return Ok(state.listen.parse()?);
     };
     listen

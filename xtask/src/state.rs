@@ -1,4 +1,4 @@
-//! What a host tells of itself: `bin/activate status`, parsed.
+//! What a host tells of itself, as `bin/activate status` prints it.
 
 use anyhow::{Context, Result, bail};
 
@@ -11,7 +11,7 @@ pub struct State {
     pub script: String,
     /// As `uname -m` tells it.
     pub arch: String,
-    /// Whether it can apply a patch.
+    /// Whether it can unpack what zstd has packed.
     pub zstd: bool,
     /// Bytes that are free for another version.
     pub free: u64,
@@ -58,7 +58,7 @@ impl State {
             "script" => self.script = value.to_owned(),
             "arch" => self.arch = value.to_owned(),
             "zstd" => self.zstd = value == "true",
-            "free" => self.free = value.parse::<u64>()? * 1024,
+            "free" => self.free = value.parse()?,
             "live" => self.live = Some(value.parse()?),
             "running" => self.running.push(value.parse()?),
             "healthy" => self.healthy = value == "true",

@@ -1,17 +1,19 @@
-//! The upload: a patch against the live version where both sides can, else rsync.
+//! The upload: packed by zstd where both sides can, a patch where a version is live;
+//! else rsync.
 
 use std::{
+    collections::HashMap,
     fs,
-    io::{self, PipeWriter, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
-use duct::{Handle, cmd};
+use duct::cmd;
 
 use crate::{
     config::NAME,
-    host::Host,
+    host::{Host, Session},
     state::State,
     ui::{self, Progress},
     version::{self, Version},
@@ -26,18 +28,72 @@ pub struct Built {
     pub sent: PathBuf,
 }
 
+/// What zstd made of a build: a patch against what is live somewhere, by the sha256 of
+/// that; and all of it where nothing is live, by no sha256.
+pub type Packed = HashMap<String, Vec<u8>>;
+
 /// How many builds are kept, for servers that are some deploys behind.
 const SENT: usize = 10;
 
 /// Higher ones take 15 times as long, and make a small patch no smaller.
 const LEVEL: &str = "-12";
 
-/// Else it takes in the whole binary before it gives out anything, and nobody knows how
-/// far it is.
-const STREAMING: &str = "--single-thread";
+/// Once for all hosts that have the same live.
+pub fn pack<'a>(built: &Built, states: impl Iterator<Item = &'a State>) -> Packed {
+    let mut packed = Packed::new();
+    for state in states {
+        let Some(live) = live_sha256(state) else {
+            continue;
+        };
+        if !packed.contains_key(live)
+            && let Some(bytes) = zstd(built, state.live.as_ref(), live)
+        {
+            packed.insert(live.to_owned(), bytes);
+        }
+    }
+    packed
+}
+
+/// Of hosts that can take what is packed.
+fn live_sha256(state: &State) -> Option<&str> {
+    match &state.live {
+        _ if !state.zstd => None,
+        Some(live) => state.sha256(live).ok(),
+        None => Some(""),
+    }
+}
+
+/// Nothing where we have no zstd, or not the bytes of what is live.
+fn zstd(built: &Built, live: Option<&Version>, sha256: &str) -> Option<Vec<u8>> {
+    let mut args = vec![
+        LEVEL.to_owned(),
+        "--quiet".to_owned(),
+        "--stdout".to_owned(),
+    ];
+    if let Some(live) = live {
+        let basis = built.sent.join(format!("{NAME}-{live}"));
+        if version::sha256(&fs::read(&basis).ok()?) != sha256 {
+            return None;
+        }
+        args.push(format!("--patch-from={}", basis.display()));
+    }
+    args.extend(["--".to_owned(), built.binary.display().to_string()]);
+    let made = cmd("zstd", args)
+        .stderr_null()
+        .stdout_capture()
+        .run()
+        .ok()?;
+    Some(made.stdout)
+}
 
 /// Puts a version where its activation looks for it.
-pub fn upload(host: &Host, state: &State, built: &Built, receiver: Option<Receiver>) -> Result<()> {
+pub fn upload(
+    host: &Host,
+    state: &State,
+    built: &Built,
+    packed: &Packed,
+    receiver: Option<Session>,
+) -> Result<()> {
     let to = host
         .directory
         .join(format!("incoming/{NAME}-{}", built.version));
@@ -45,7 +101,10 @@ pub fn upload(host: &Host, state: &State, built: &Built, receiver: Option<Receiv
         return copy(&built.binary, &to);
     };
     ui::step("Uploading", &format!("{} to {}", built.version, host.name));
-    if !patch(host, state, built, receiver, &to)? {
+    let bytes = live_sha256(state).and_then(|it| packed.get(it));
+    let sent =
+        bytes.is_some_and(|it| send(host, state, built, it, receiver, &to).is_ok_and(|it| it));
+    if !sent {
         host.rsync(remote, &built.binary, &to, state.live.as_ref())?;
     }
     Ok(())
@@ -58,77 +117,40 @@ fn copy(binary: &Path, to: &Path) -> Result<()> {
     })
 }
 
-/// Waits on a host for a patch. It is begun while the host is asked for its state, since
-/// a session takes some round trips until it takes anything.
-pub struct Receiver {
-    input: PipeWriter,
-    session: Handle,
-}
-
-/// What is there already, of an upload that was cut, rsync goes on with.
+/// Waits on a host for what zstd makes of a build: a patch, or all of it in one where
+/// nothing is live yet. What is there already, of an upload that was cut, rsync goes on with.
 const RECEIVE: &str = r#"read -r basis && read -r to && read -r sha256 && [ ! -e "$to" ] &&
-    zstd --decompress --quiet --force --patch-from="$basis" -o "$to" &&
-    [ "$(sha256sum <"$to")" = "$sha256  -" ]"#;
+    zstd --decompress --quiet --stdout ${basis:+"--patch-from=$basis"} >"$to" &&
+    [ "$(sha256sum <"$to")" = "$sha256  -" ] && echo received"#;
 
-impl Receiver {
-    pub fn begin(host: &Host) -> Result<Receiver> {
-        let (output, input) = io::pipe()?;
-        let session = host.shell(RECEIVE)?.stdin_file(output);
-        let session = session.stdout_null().stderr_null().unchecked().start()?;
-        Ok(Receiver { input, session })
-    }
+/// It is begun while the host is asked for its state, since a session takes some round
+/// trips until it takes anything.
+pub fn expect(host: &Host) -> Result<Session> {
+    Session::begin(host.shell(RECEIVE)?)
 }
 
-/// Returns whether it came out right. It is made, sent and applied as a stream.
-fn patch(
+/// Returns whether it came out right.
+fn send(
     host: &Host,
     state: &State,
     built: &Built,
-    mut receiver: Receiver,
+    bytes: &[u8],
+    mut receiver: Session,
     to: &Path,
-) -> Result<bool> {
-    let Some((old, basis)) = basis(host, state, &built.sent) else {
-        return Ok(false);
-    };
-    let head = format!("{}\n{}\n{}\n", basis.display(), to.display(), built.sha256);
-    if receiver.input.write_all(head.as_bytes()).is_err() {
-        return Ok(false);
-    }
-    let binary = fs::read(&built.binary)?;
-    let (output, input) = io::pipe()?;
-    let size = format!("--stream-size={}", binary.len());
-    let old = format!("--patch-from={}", old.display());
-    let made = cmd!("zstd", LEVEL, STREAMING, "--quiet", "--stdout", size, old)
-        .stdin_file(output)
-        .stdout_file(receiver.input)
-        .stderr_null()
-        .unchecked()
-        .start();
-    let Ok(made) = made else {
-        return Ok(false);
-    };
-    feed(input, &binary, &host.name);
-    Ok(made.wait()?.status.success() && receiver.session.wait()?.status.success())
-}
-
-/// What is live there, where it is here and there.
-fn basis(host: &Host, state: &State, sent: &Path) -> Option<(PathBuf, PathBuf)> {
-    let live = state.live.as_ref().filter(|_| state.zstd)?;
-    let here = sent.join(format!("{NAME}-{live}"));
-    let sha256 = version::sha256(&fs::read(&here).ok()?);
-    let there = host.directory.join(format!("versions/{NAME}-{live}"));
-    (state.sha256(live).ok()? == sha256).then_some((here, there))
-}
-
-/// One who takes no more has failed, and says so by its status.
-fn feed(mut writer: PipeWriter, bytes: &[u8], name: &str) {
-    let mut progress = Progress::new(format!("of it sent to {name}"));
+) -> io::Result<bool> {
+    let basis = state.live.as_ref().map(|live| host.installed(live));
+    let basis = basis.unwrap_or_default();
+    let (basis, to) = (basis.display(), to.display());
+    writeln!(receiver.input, "{basis}\n{to}\n{}", built.sha256)?;
+    let mut progress = Progress::new(format!("of it sent to {}", host.name));
     for (n, part) in bytes.chunks(PART).enumerate() {
-        if writer.write_all(part).is_err() {
-            return;
-        }
+        receiver.input.write_all(part)?;
         progress.at(n * PART * 100 / bytes.len());
     }
+    drop(receiver.input);
+    let mut said = String::new();
+    receiver.output.read_to_string(&mut said)?;
+    Ok(said.ends_with("received\n"))
 }
 
 const PART: usize = 64 * 1024;

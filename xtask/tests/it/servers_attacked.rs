@@ -128,6 +128,16 @@ const FORBIDDEN_TO_THE_DEPLOYER: &[&str] = &[
     "sudo -n /srv/app/bin/activate logs 1 --file=/etc/shadow",
     "sudo -n /srv/app/bin/activate logs 1 follow --all",
     "sudo -n /srv/app/bin/activate logs -1",
+    // The same in a line that it reads
+    "echo 'touch /pwned' | sudo -n /srv/app/bin/activate talk",
+    "echo '$(touch /pwned)' | sudo -n /srv/app/bin/activate talk",
+    "echo 'status; touch /pwned' | sudo -n /srv/app/bin/activate talk",
+    "echo '*' | sudo -n /srv/app/bin/activate talk",
+    "echo 'activate * * *' | sudo -n /srv/app/bin/activate talk",
+    "echo 'follow ../history' | sudo -n /srv/app/bin/activate talk",
+    "echo 'logs 1 --file=/etc/shadow' | sudo -n /srv/app/bin/activate talk",
+    "{ head -c 100000 /dev/zero | tr '\\0' x; echo; } | sudo -n /srv/app/bin/activate talk",
+    "{ head -c 1000 /dev/urandom; echo; } | sudo -n /srv/app/bin/activate talk",
 ];
 
 /// These may be allowed or not; they do nothing but what the command does.
@@ -701,11 +711,13 @@ fn no_host_switches_once_the_client_is_gone() {
         let slow = "sed -i s/settle=1/settle=4/ /srv/app/settings";
         server.exec(&["sh", "-c", slow]).unwrap();
     }
+    let start = Instant::now();
     let (code, said) = deploy_and("-INT");
-    println!("{said}");
+    println!("called off after {:?}\n{said}", start.elapsed());
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("was called off"), "{said}");
     wait_until("all to have ended", || failed() == 3);
+    assert!(start.elapsed() < Duration::from_secs(20), "{said}");
     assert_eq!(fleet.served(), [a, a, a]);
     // Who is gone, in a minute.
     let start = Instant::now();

@@ -18,10 +18,12 @@ use crate::{
     workspace::{Said, Workspace},
 };
 
-/// Where a deploy can be cut, in its order. It is held there: while it waits for the lock,
+/// Where a deploy can be cut, in its order. It is held there: while it builds (the host was
+/// asked, and waits), while the host takes the upload, while it waits for the lock,
 /// while it watches the new version, or while the server flushes to its disk: the lock,
 /// once it has it; the version; `current`, committed already; the verdict.
-const STAGES: [&str; 8] = [
+const STAGES: [&str; 9] = [
+    BUILDING,
     PATCHING,
     RSYNC,
     "Waiting",
@@ -32,13 +34,14 @@ const STAGES: [&str; 8] = [
     "sync history",
 ];
 
+const BUILDING: &str = "cargo";
 const PATCHING: &str = "zstd";
 const RSYNC: &str = "rsync";
 const WATCHING: &str = "sleep 0.3";
 
 /// From when on the host goes on by itself.
 fn is_asked_for(stage: &str) -> bool {
-    ![PATCHING, RSYNC].contains(&stage)
+    ![BUILDING, PATCHING, RSYNC].contains(&stage)
 }
 
 #[test]
@@ -68,7 +71,7 @@ fn a_killed_session_is_taken_up_again() {
         let (expected, told) = match stage {
             RSYNC => (1, "nothing was changed there"),
             // What a patch could not do, rsync does, by a new connection.
-            PATCHING => (0, "Connecting to deploy@sshd\n"),
+            BUILDING | PATCHING => (0, "Connecting to deploy@sshd\n"),
             _ => (0, "the line to deploy@sshd was lost"),
         };
         assert_eq!(code, expected, "{stage}: {said}");
@@ -111,7 +114,7 @@ fn after_a_power_cut_it_serves_what_was_ready() {
         deploy.kill();
         boot(&site);
         let verdict = match stage {
-            PATCHING | RSYNC | "Waiting" => None,
+            BUILDING | PATCHING | RSYNC | "Waiting" => None,
             "sync ." | "sync history" => Some("live"),
             _ => Some("failed"),
         };
@@ -194,6 +197,9 @@ fn a_full_disk_changes_nothing() {
     site.deploy(&big)
         .fails(&["No space left on device", "nothing was changed"]);
     assert_eq!(site.served(), live);
+    fill(&site, 20);
+    site.deploy(&app("little"))
+        .fails(&["full has 2", " MB left", "nothing was changed"]);
     // Room for its upload, but not for its copy.
     fill(&site, 40);
     let big = [app("big"), random(25)].concat();
@@ -220,6 +226,14 @@ fn a_full_disk_changes_nothing() {
     let new: Vec<_> = after[before.len()..].iter().filter(whole).collect();
     assert_eq!(new.len(), 2, "{new:?}");
     assert!(new[0].contains(&version_of(&binary).sha256), "{new:?}");
+    // A torn line that cannot be ended keeps nobody from starting what is live.
+    site.root(
+        "cd /srv/app && head -c $((4096 - $(wc -c <history) % 4096)) /dev/zero | tr '\\0' x >>history",
+    );
+    fill(&site, 0);
+    site.xtask("stop", &[]).succeeds();
+    site.xtask("start", &[]).succeeds();
+    serves(&site, next.trim());
 }
 
 #[test]
@@ -355,6 +369,7 @@ END
 
 fn let_go(site: &Site) {
     site.root("rm -f /root/held /var/tmp/held");
+    let _ = fs::remove_file(site.workspace.root.join("target/hold"));
 }
 
 /// What was held is gone with the power.
@@ -389,11 +404,18 @@ impl Deploy {
         fs::read_to_string(&self.said).unwrap()
     }
 
+    /// Its ssh and rsync are not told, and end all the same. (A build goes on.)
     fn kill(mut self) -> ExitStatus {
-        let group = format!("-{}", self.client.id());
-        let kill = Command::new("kill").args(["-KILL", "--", &group]).status();
-        assert!(kill.unwrap().success());
-        self.client.wait().unwrap()
+        self.client.kill().unwrap();
+        let status = self.client.wait().unwrap();
+        let group = self.client.id().to_string();
+        wait_until("its ssh and rsync to end", || {
+            let left = Command::new("pgrep")
+                .args(["--pgroup", &group, "^(ssh|rsync|sh|cat)$"])
+                .output();
+            left.unwrap().stdout.is_empty()
+        });
+        status
     }
 
     fn end(mut self) -> (i32, String) {
@@ -406,6 +428,7 @@ impl Deploy {
 fn deploy_up_to(site: &Site, stage: &str) -> (Vec<u8>, Deploy) {
     let mut binary = app(stage);
     match stage {
+        BUILDING => fs::write(site.workspace.root.join("target/hold"), "").unwrap(),
         PATCHING | RSYNC => {
             binary.extend(random(3));
             site.root("touch /var/tmp/held");
@@ -421,6 +444,11 @@ fn deploy_up_to(site: &Site, stage: &str) -> (Vec<u8>, Deploy) {
     }
     let deploy = Deploy::begin(site, &binary);
     match stage {
+        BUILDING => wait_until(stage, || {
+            !site
+                .root("pgrep -f '^/bin/sh /srv/app/bin/activate talk'")
+                .is_empty()
+        }),
         PATCHING | RSYNC => wait_until(stage, || {
             let arrived = "find /srv/app/incoming -type f -size +1100k";
             !site.root(arrived).is_empty()

@@ -1,6 +1,9 @@
 //! What clients notice of a switch: nothing.
 
 use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
     thread::{self, sleep},
     time::{Duration, Instant},
 };
@@ -9,7 +12,7 @@ use crate::{
     app::{app, faulty_app},
     http::{self, Connection},
     load::{Connections, Load},
-    place::Place,
+    place::{Place, Version},
 };
 
 #[test]
@@ -131,11 +134,53 @@ fn rollback_right_after_a_deploy() {
         start.elapsed()
     );
     assert_eq!(place.served().as_ref(), Some(&a.name));
+    // Nor is the one that drains taken for the one that serves.
+    let failed = place.activate(&place.upload(&faulty_app("C", "exits")));
+    assert!(failed.contains("verdict failed"), "{failed}");
+    assert_eq!(place.served().as_ref(), Some(&a.name));
     let answer = long.join().unwrap().unwrap();
     assert_eq!(
         (answer.status, answer.header("x-version")),
         (200, Some(&*a.name))
     );
+}
+
+/// Two instances of the live version then, of which the older one serves. By number: the
+/// ninth is older than the tenth.
+#[test]
+fn after_a_killed_restart_the_older_instance_stays() {
+    let place = Place::new("killed-restart");
+    let a = place.make_live(&app("A"));
+    for serving in [1, 9] {
+        place.set("ready=5 settle=30 drain=5 keep=5 overlap=true");
+        kill_while_it_watches(&place, &a);
+        assert_eq!(place.processes().len(), 2);
+        place.set("ready=5 settle=0.1 drain=5 keep=5 overlap=true");
+        let failed = place.activate(&place.upload(&faulty_app("B", "exits")));
+        assert!(failed.contains("verdict failed"), "{failed}");
+        place.wait_for_processes(1);
+        assert_eq!(place.processes()[0].1, format!("{}.{serving}", a.name));
+        for used in 3..9 {
+            fs::write(place.path(&format!("log/app-{}.{used}", a.name)), "").unwrap();
+        }
+        place.make_live_again(&a);
+        place.wait_for_processes(1);
+    }
+}
+
+fn kill_while_it_watches(place: &Place, version: &Version) {
+    let args = ["activate", &version.name, &version.sha256, "tester@test"];
+    let mut activation = place.script(&args).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(activation.stdout.take().unwrap()).lines();
+    let mut until = |word: &str| {
+        let line = lines.find_map(|line| Some(line.unwrap().strip_prefix(word)?.to_owned()));
+        line.unwrap()
+    };
+    let worker = until("worker ");
+    until("Watching");
+    let kill = Command::new("kill").args(["-KILL", &worker]).status();
+    assert!(kill.unwrap().success());
+    activation.wait().unwrap();
 }
 
 #[test]

@@ -34,7 +34,8 @@ impl Workspace {
     pub fn in_dir(place: Place, root: &Path) -> Workspace {
         fs::create_dir_all(root.join("xtask")).unwrap();
         fs::write(root.join(".gitignore"), "/target\n/cargo\n/binary\n").unwrap();
-        let cargo = "#!/bin/sh\nset -eu\nroot=${0%/*}\nmkdir -p \"$root/target/release\"\n\
+        let cargo = "#!/bin/sh\nset -eu\nroot=${0%/*}\n\
+                     while [ -e \"$root/target/hold\" ]; do sleep 0.05; done\nmkdir -p \"$root/target/release\"\n\
                      cp -p \"$root/binary\" \"$root/target/release/app\"\n";
         fs::write(root.join("cargo"), cargo).unwrap();
         fs::set_permissions(root.join("cargo"), fs::Permissions::from_mode(0o755)).unwrap();
