@@ -3,7 +3,7 @@
 use std::{fs, thread::available_parallelism, time::Duration};
 
 use crate::{
-    LOGIN, ROUNDS, Sample, Samples,
+    FAR, LOGIN, NEAR, ROUNDS, Sample, Samples, VERY_FAR,
     cold_builds::ColdBuilds,
     fleet,
     table::{self, against_the_first, bytes, each, median, milliseconds, seconds},
@@ -24,9 +24,6 @@ pub struct Run {
     pub builds: Option<ColdBuilds>,
     pub notes: Vec<String>,
 }
-
-const NEAR: Duration = ROUNDS[0].0;
-const FAR: Duration = ROUNDS[1].0;
 
 pub fn print(run: &Run) {
     let rows = rows(run);
@@ -275,8 +272,13 @@ fn wall(run: &Run, tool: usize, task: &str, line: Duration) -> Option<f64> {
 }
 
 fn round_trips(run: &Run, tool: usize, task: &str) -> Option<f64> {
-    let longer = wall(run, tool, task, FAR)? - wall(run, tool, task, NEAR)?;
-    Some(longer / (FAR - NEAR).as_secs_f64())
+    round_trips_by(run, tool, task, FAR)
+}
+
+/// What the time over this line exceeds that over none by.
+fn round_trips_by(run: &Run, tool: usize, task: &str, line: Duration) -> Option<f64> {
+    let longer = wall(run, tool, task, line)? - wall(run, tool, task, NEAR)?;
+    Some(longer / line.as_secs_f64())
 }
 
 fn count(run: &Run, tool: usize, task: &str, of: fn(&Sample) -> u64) -> Option<f64> {
@@ -317,17 +319,20 @@ const PATCH: (f64, f64) = (0.012, 8000.0);
 
 /// What cutover wants of itself.
 fn goals(run: &Run) -> Vec<String> {
+    let round_trips = |run, tool, task| round_trips_by(run, tool, task, VERY_FAR);
     let Some(alone) = round_trips(run, 0, LOGIN) else {
         return vec![];
     };
     let set_up = alone - COMMAND;
     let mut lines = vec![format!(
-        "cutover beyond the connection's set-up of {set_up:.1} round trips \
-         ({LOGIN}, {alone:.1}, without its {COMMAND} for a channel and a command):"
+        "cutover beyond the connection's set-up of {set_up:.1} round trips of {} ms \
+         ({LOGIN}, {alone:.1}, without its {COMMAND} for a channel and a command):",
+        VERY_FAR.as_millis()
     )];
     for (task, goal) in GOALS {
-        let [trips, connections, logins] =
-            [round_trips, connections, logins].map(|of| of(run, 0, task).unwrap_or(f64::NAN));
+        let trips = round_trips(run, 0, task).unwrap_or(f64::NAN);
+        let [connections, logins] =
+            [connections, logins].map(|of| of(run, 0, task).unwrap_or(f64::NAN));
         lines.push(format!(
             "  {task}: {:.1} round trips (goal {goal}), {connections} connections, {logins} logins",
             trips - set_up
