@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fs,
-    io::{self, Read, Write},
+    io::{self, BufRead, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -117,16 +117,24 @@ fn copy(binary: &Path, to: &Path) -> Result<()> {
     })
 }
 
-/// Waits on a host for what zstd makes of a build: a patch, or all of it in one where
-/// nothing is live yet. What is there already, of an upload that was cut, rsync goes on with.
-const RECEIVE: &str = r#"read -r basis && read -r to && read -r sha256 && [ ! -e "$to" ] &&
+/// Tells what a host has of uploads that were cut: rsync goes on with these. Then waits for
+/// what zstd makes of a build: a patch, or all of it in one where nothing is live yet.
+const RECEIVE: &str = r#"read -r incoming && ls -- "$incoming" && echo &&
+    read -r basis && read -r to && read -r sha256 && [ ! -e "$to" ] &&
     zstd --decompress --quiet --stdout ${basis:+"--patch-from=$basis"} >"$to" &&
     [ "$(sha256sum <"$to")" = "$sha256  -" ] && echo received"#;
 
 /// It is begun while the host is asked for its state, since a session takes some round
 /// trips until it takes anything.
 pub fn expect(host: &Host) -> Result<Session> {
-    Session::begin(host.shell(RECEIVE)?)
+    let mut receiver = Session::begin(host.shell(RECEIVE)?)?;
+    // That nobody reads it shows when something is sent.
+    let _ = writeln!(
+        receiver.input,
+        "{}",
+        host.directory.join("incoming").display()
+    );
+    Ok(receiver)
 }
 
 /// Returns whether it came out right.
@@ -138,6 +146,13 @@ fn send(
     mut receiver: Session,
     to: &Path,
 ) -> io::Result<bool> {
+    // What is sent before one hears that it is not wanted is on its way already.
+    let cut = receiver.output.by_ref().lines();
+    for cut in cut.take_while(|it| !matches!(it, Ok(end) if end.is_empty())) {
+        if to.ends_with(cut?) {
+            return Ok(false);
+        }
+    }
     let basis = state.live.as_ref().map(|live| host.installed(live));
     let basis = basis.unwrap_or_default();
     let (basis, to) = (basis.display(), to.display());
