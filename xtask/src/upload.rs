@@ -119,7 +119,7 @@ fn copy(binary: &Path, to: &Path) -> Result<()> {
 
 /// Tells what a host has of uploads that were cut: rsync goes on with these. Then waits for
 /// what zstd makes of a build: a patch, or all of it in one where nothing is live yet.
-const RECEIVE: &str = r#"read -r incoming && ls -- "$incoming" && echo &&
+const RECEIVE: &str = r#"read -r incoming && printf '%s\n' "$incoming"/* '' &&
     read -r basis && read -r to && read -r sha256 && [ ! -e "$to" ] &&
     zstd --decompress --quiet --stdout ${basis:+"--patch-from=$basis"} >"$to" &&
     [ "$(sha256sum <"$to")" = "$sha256  -" ] && echo received"#;
@@ -149,7 +149,7 @@ fn send(
     // What is sent before one hears that it is not wanted is on its way already.
     let cut = receiver.output.by_ref().lines();
     for cut in cut.take_while(|it| !matches!(it, Ok(end) if end.is_empty())) {
-        if to.ends_with(cut?) {
+        if to == Path::new(&cut?) {
             return Ok(false);
         }
     }

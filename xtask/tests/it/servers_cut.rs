@@ -6,7 +6,7 @@ use std::{
     os::unix::process::{CommandExt, ExitStatusExt},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
-    thread::{self, sleep},
+    thread,
     time::{Duration, Instant},
 };
 
