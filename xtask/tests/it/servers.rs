@@ -9,10 +9,12 @@ use std::{
 
 use crate::{
     app::{app, faulty_app},
+    builder::{by, xtask_with},
     http,
     load::{Connections, Load, Report},
     place::wait_until,
     site::Site,
+    workspace::said,
 };
 
 /// What the settings of a target are, for tests that make many switches.
@@ -62,6 +64,40 @@ fn from_bare_to_live_and_back() {
     assert!(http::get(site.address(), "/").is_err());
     site.xtask("start", &[]).succeeds();
     assert_eq!(site.served(), a.trim());
+}
+
+#[test]
+fn an_app_of_another_name() {
+    let name = ("NAME: &str = \"app\"", "NAME: &str = \"web-shop\"");
+    let xtask = xtask_with("of-another-name", &[name]);
+    let site = Site::bare("renamed");
+    let cargo = site.workspace.root.join("cargo");
+    let text = fs::read_to_string(&cargo).unwrap();
+    fs::write(&cargo, text.replace("release/app", "release/web-shop")).unwrap();
+    let target = site.target();
+    let run = |args: &[&str]| {
+        let args = [&[args[0], &target], &args[1..]].concat();
+        said(&mut by(&xtask, &site.command(&args))).succeeds()
+    };
+    let deploy = |label: &str| {
+        fs::write(site.workspace.root.join("binary"), app(label)).unwrap();
+        run(&["deploy", "--build", "host"])
+    };
+    let serves = |version: &str| {
+        let version = version.trim();
+        let process = format!("pgrep -c -u web-shop -f '^/srv/app/run/web-shop-{version}'");
+        wait_until(version, || site.root(&process) == "1\n");
+        assert_eq!(http::get(site.address(), "/").unwrap().status, 200);
+    };
+    run(&["setup", "--as", "root", "--listen", "0.0.0.0:80"]);
+    let a = deploy("A");
+    serves(&a);
+    serves(&deploy("B"));
+    assert_eq!(run(&["rollback"]), a);
+    assert!(run(&["logs"]).contains("ready"));
+    site.server.kill().unwrap();
+    site.server.boot().unwrap();
+    serves(&a);
 }
 
 #[test]
