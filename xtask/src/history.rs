@@ -1,6 +1,6 @@
 //! `history`, and what it is for: `rollback`.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use xshell::Shell;
 
@@ -29,7 +29,7 @@ pub struct RollbackFlags {
 pub fn rollback(sh: &Shell, flags: &RollbackFlags) -> Result<()> {
     let hosts = flags.at.hosts(sh)?;
     let states = all(at_once(&hosts, Host::known_state))?;
-    let wanted = hosts
+    let found = hosts
         .iter()
         .zip(&states)
         .map(|(host, state)| {
@@ -38,14 +38,20 @@ pub fn rollback(sh: &Shell, flags: &RollbackFlags) -> Result<()> {
                 .with_context(|| format!("cannot roll back {}; nothing was changed", host.name))
         })
         .collect::<Result<Vec<_>>>()?;
+    let version = only_one(&found)?;
+    let (there, wanted): (Vec<_>, Vec<_>) = found
+        .into_iter()
+        .partition(|it| it.state.live.as_ref() == Some(version));
+    ensure!(
+        !wanted.is_empty(),
+        "{version} is live\nhint: `cargo xtask restart {}`",
+        hosts[0].target
+    );
+    for Wanted { host, .. } in there {
+        ui::step("Live", &format!("{version} on {} already", host.name));
+    }
     if flags.dry_run {
-        for Wanted {
-            host,
-            state,
-            version,
-            ..
-        } in wanted
-        {
+        for Wanted { host, state, .. } in wanted {
             let live = state
                 .live
                 .as_ref()
@@ -56,8 +62,21 @@ pub fn rollback(sh: &Shell, flags: &RollbackFlags) -> Result<()> {
         return Ok(());
     }
     activation::activate(sh, &wanted)?;
-    wanted.iter().for_each(|it| println!("{}", it.version));
+    println!("{version}");
     Ok(())
+}
+
+/// Where a switch of several hosts stopped half-way, one back is not the same for all.
+fn only_one<'a>(found: &[Wanted<'a>]) -> Result<&'a Version> {
+    let version = found[0].version;
+    let line = |it: &Wanted| format!("\n  {}: {}", it.host.name, it.version);
+    ensure!(
+        found.iter().all(|it| it.version == version),
+        "the hosts would not go back to the same version; nothing was changed:{}\n\
+         hint: `--to VERSION` takes all of them to one",
+        found.iter().map(line).collect::<String>()
+    );
+    Ok(version)
 }
 
 /// `to` is a number of versions back, or at least a part of a version's name.
@@ -76,6 +95,7 @@ fn find<'a>(host: &Host, state: &'a State, to: &str) -> Result<&'a Version> {
     }
 }
 
+/// The live one, too: it may be that on some of several hosts.
 fn find_by_part<'a>(target: &str, state: &'a State, part: &str) -> Result<&'a Version> {
     let mut found: Vec<&Version> = Vec::new();
     for it in state.activations.iter().filter(|it| it.is_live) {
@@ -88,9 +108,6 @@ fn find_by_part<'a>(target: &str, state: &'a State, part: &str) -> Result<&'a Ve
             bail!(
                 "no version that was ever live is called {part:?}\nhint: `cargo xtask history {target}`"
             )
-        }
-        [version] if state.live.as_ref() == Some(version) => {
-            bail!("{version} is live\nhint: `cargo xtask restart {target}`")
         }
         [version] if state.versions.contains(version) => Ok(version),
         [version] => bail!("{version} was live once, but is not kept any more"),

@@ -4,7 +4,10 @@ use anyhow::Result;
 use clap::Args;
 use xshell::Shell;
 
-use crate::JustTarget;
+use crate::{
+    JustTarget,
+    host::{Host, all, at_once},
+};
 
 #[derive(Args)]
 pub struct Flags {
@@ -19,15 +22,18 @@ pub struct Flags {
 }
 
 pub fn logs(sh: &Shell, flags: &Flags) -> Result<()> {
+    let hosts = flags.at.hosts(sh)?;
     let lines = flags.lines.to_string();
-    for host in flags.at.hosts(sh)? {
+    let mut args = vec!["logs", &lines];
+    args.extend(flags.follow.then_some("follow"));
+    let show = |host: &Host| {
         host.known_state()?;
-        let args = if flags.follow {
-            vec!["logs", &lines, "follow"]
-        } else {
-            vec!["logs", &lines]
-        };
         host.script(&args)?.stdin_null().run()?;
+        Ok(())
+    };
+    if flags.follow {
+        all(at_once(&hosts, show)).map(drop)
+    } else {
+        hosts.iter().try_for_each(show)
     }
-    Ok(())
 }

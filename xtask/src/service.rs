@@ -12,14 +12,23 @@ use crate::{
 };
 
 pub fn start(hosts: &[Host]) -> Result<()> {
-    hosts.iter().try_for_each(|host| run(host, "start"))
+    run(hosts, "start")
 }
 
 pub fn stop(hosts: &[Host]) -> Result<()> {
-    hosts.iter().try_for_each(|host| run(host, "stop"))
+    run(hosts, "stop")
 }
 
-fn run(host: &Host, verb: &str) -> Result<()> {
+/// A host that is away takes nothing from the others.
+fn run(hosts: &[Host], verb: &str) -> Result<()> {
+    let place = |host: &Host| match hosts {
+        [_] => String::new(),
+        _ => format!(" on {}", host.name),
+    };
+    all(at_once(hosts, |host| run_on(host, verb, &place(host)))).map(drop)
+}
+
+fn run_on(host: &Host, verb: &str, place: &str) -> Result<()> {
     host.known_state()?;
     let mut session = host.talk(&[verb])?;
     let mut last = String::new();
@@ -28,7 +37,7 @@ fn run(host: &Host, verb: &str) -> Result<()> {
         let (word, rest) = last.split_once(' ').unwrap_or((&last, ""));
         // What does not begin so is a complaint, and part of the error.
         if last.starts_with(char::is_uppercase) {
-            ui::step(word, rest);
+            ui::step(word, format!("{rest}{place}").trim_start());
         }
     }
     ensure!(
