@@ -99,6 +99,10 @@ fn prepare_server(host: &Host, remote: &str, connect_as: Option<&str>) -> Result
             why.trim()
         );
     }
+    let unit = |line: &str| line.starts_with("Writing ") && line.ends_with("@.service");
+    if said.lines().any(unit) {
+        say_what_a_restart_is_for(&admin)?;
+    }
     Ok(!said.is_empty())
 }
 
@@ -122,6 +126,7 @@ fn prepare_script(host: &Host, deployer: &str) -> Result<String> {
 fn server_files(host: &Host, deployer: &str) -> Result<Vec<(String, String)>> {
     let directory = host.directory.display().to_string();
     let listen = listen(host)?;
+    let settings = settings(host, listen);
     let unit = |text: &str| {
         text.replace("/srv/app", &directory)
             .replace("ListenStream=0.0.0.0:80", &format!("ListenStream={listen}"))
@@ -135,7 +140,7 @@ fn server_files(host: &Host, deployer: &str) -> Result<Vec<(String, String)>> {
     let units = "/etc/systemd/system";
     Ok(vec![
         (format!("{directory}/bin/activate"), ACTIVATE.to_owned()),
-        (format!("{directory}/settings"), settings(host)?),
+        (format!("{directory}/settings"), settings),
         (
             format!("{units}/{NAME}.socket"),
             unit(include_str!("../../systemd/app.socket")),
@@ -167,62 +172,65 @@ pub fn prepare(sh: &Shell, host: &Host) -> Result<bool> {
             &format!("{directory} ({})", changed.join(", ")),
         );
     }
-    if changed.contains(&SETTINGS) && host.state()?.is_some_and(|state| state.live.is_some()) {
-        ui::step(
-            "",
-            &format!(
-                "what runs sees its new settings after `cargo xtask restart {}`",
-                host.target
-            ),
-        );
+    if changed.contains(&SETTINGS) {
+        say_what_a_restart_is_for(host)?;
     }
     Ok(!changed.is_empty())
+}
+
+fn say_what_a_restart_is_for(host: &Host) -> Result<()> {
+    if host.state()?.is_some_and(|state| state.live.is_some()) {
+        let text = format!(
+            "what runs sees that after `cargo xtask restart {}`",
+            host.target
+        );
+        ui::step("", &text);
+    }
+    Ok(())
 }
 
 const SETTINGS: &str = "settings";
 
 fn write_files(sh: &Shell, host: &Host) -> Result<Vec<&'static str>> {
-    let settings = settings(host)?;
+    let settings = settings(host, listen(host)?);
     if let Ok(mut there) = fs::read_dir(&host.directory) {
         ensure!(
             host.directory.join(SETTINGS).exists() || there.next().is_none(),
             "the directory is there already, and not of our making"
         );
     }
-    for name in ["bin", "incoming", "versions", "run", "log"] {
-        sh.create_dir(host.directory.join(name))?;
-    }
+    // The settings first: by them the directory is known to be ours.
     let files = [
         (SETTINGS, 0o644, settings.as_str()),
         ("bin/activate", 0o755, ACTIVATE),
     ];
     let mut changed = Vec::new();
     for (name, mode, content) in files {
-        if fs::read_to_string(host.directory.join(name))
-            .ok()
-            .as_deref()
-            != Some(content)
-        {
-            replace(&host.directory.join(name), mode, content)?;
+        let file = host.directory.join(name);
+        if fs::read_to_string(&file).ok().as_deref() != Some(content) {
+            sh.create_dir(file.parent().context("it is in a directory")?)?;
+            replace(&file, mode, content)?;
             changed.push(name);
         }
+    }
+    for name in ["incoming", "versions", "run", "log"] {
+        sh.create_dir(host.directory.join(name))?;
     }
     Ok(changed)
 }
 
 /// What `bin/activate` reads. A shell reads it, so nothing free-form goes in.
-fn settings(host: &Host) -> Result<String> {
+fn settings(host: &Host, listen: SocketAddr) -> String {
     let manager = if host.remote.is_some() {
         "systemd"
     } else {
         "nohup"
     };
-    Ok(format!(
-        "name={NAME} manager={manager} listen={} overlap={}\n\
+    format!(
+        "name={NAME} manager={manager} listen={listen} overlap={}\n\
          ready={READY} settle={SETTLE} drain={DRAIN} keep={KEEP}\n",
-        listen(host)?,
         host.overlap
-    ))
+    )
 }
 
 /// As the target says, or as it was set up.
@@ -249,5 +257,6 @@ fn replace(path: &Path, mode: u32, content: &str) -> Result<()> {
     fs::write(&new, content)
         .and_then(|()| fs::set_permissions(&new, Permissions::from_mode(mode)))
         .and_then(|()| fs::rename(&new, path))
+        .inspect_err(|_| drop(fs::remove_file(&new)))
         .with_context(|| format!("cannot write {}", path.display()))
 }

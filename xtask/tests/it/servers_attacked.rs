@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashSet,
-    fs,
+    fs::{self, File},
     io::{BufRead, BufReader},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::PathBuf,
@@ -678,6 +678,53 @@ fn three_hosts_of_which_one_fails() {
     let hash = |version: &str| version.rsplit('-').next().unwrap().to_owned();
     assert!(fleet.served().iter().all(|it| hash(it) == hash(b)));
     assert_eq!(fleet.state()[0], first);
+
+    // Where they differ, one back is not the same for all, but a version is.
+    fs::write(fleet.site.workspace.root.join("binary"), app("C")).unwrap();
+    let only = ["deploy", "deploy@web2:/srv/app", "--build", "host"];
+    fleet.xtask(&only).succeeds();
+    let before = fleet.state();
+    let back = fleet.xtask(&["rollback", "fleet"]);
+    println!("{}", back.people);
+    back.fails(&["not go back to the same version", "--to VERSION", "web2: "]);
+    assert_eq!(fleet.state(), before);
+    let back = fleet.xtask(&["rollback", "fleet", "--to", b]);
+    println!("{}", back.people);
+    assert_eq!(back.succeeds().trim(), b);
+    assert_eq!(fleet.served(), [b, b, b]);
+    let after = fleet.state();
+    assert!(after[0] == before[0] && after[1] != before[1] && after[2] == before[2]);
+
+    // What is logged is followed on all of them, and from version to version.
+    let follow = fleet.site.command(&["logs", "fleet", "-f"]);
+    let followed = fleet.site.workspace.place.path("followed");
+    let mut client = by(&fleet.xtask, &follow)
+        .stdout(File::create(&followed).unwrap())
+        .spawn()
+        .unwrap();
+    wait_until("the old logs of all", || {
+        let logs = fs::read_to_string(&followed).unwrap();
+        ["web1", "web2", "web3"].iter().all(|it| logs.contains(it))
+    });
+    let d = fleet.deploy("D").succeeds();
+    let ready = format!("ready: {}", d.trim());
+    wait_until("the new logs of all", || {
+        let logs = fs::read_to_string(&followed).unwrap();
+        logs.matches(&ready).count() == 3
+    });
+    client.kill().unwrap();
+    client.wait().unwrap();
+
+    // One that is away keeps nobody from stopping the others, and starting them.
+    ssh("stop");
+    let stopped = fleet.xtask(&["stop", "fleet"]);
+    println!("{}", stopped.people);
+    stopped.fails(&["Stopped on deploy@web1", "cannot connect to deploy@web3"]);
+    let serves = |server: &Server| http::get((server.ip(), 80).into(), "/").is_ok();
+    assert_eq!(fleet.servers().map(serves), [false, false, true]);
+    let started = fleet.xtask(&["start", "fleet"]);
+    started.fails(&[&format!("Started {} on deploy@web2", d.trim())]);
+    assert_eq!(fleet.servers().map(serves), [true, true, true]);
 }
 
 #[test]
@@ -746,7 +793,12 @@ fn setup_again_says_what_it_changes_and_stops_nothing() {
     for (edit, shown) in [
         (
             "sed -i s/WatchdogSec=30/WatchdogSec=31/ /etc/systemd/system/app@.service",
-            &["app@.service", "| -WatchdogSec=31", "| +WatchdogSec=30"][..],
+            &[
+                "app@.service",
+                "| -WatchdogSec=31",
+                "| +WatchdogSec=30",
+                "cargo xtask restart",
+            ][..],
         ),
         (
             "sed -i s/keep=5/keep=9/ /srv/app/settings",
@@ -810,13 +862,22 @@ fn setup_by_an_administrator_spares_what_is_not_ours() {
             "rm /etc/systemd/system/app.service && useradd app",
             &["app is a person's"],
         ),
+        (
+            "userdel app && cd /etc/ssh && install -D -m 644 ~admin/.ssh/authorized_keys keys/admin &&
+             mv ~admin/.ssh/authorized_keys . && echo 'AuthorizedKeysFile /etc/ssh/keys/%u' >sshd_config.d/keys.conf &&
+             systemctl restart ssh",
+            &["admin has no ~/.ssh/authorized_keys"],
+        ),
     ] {
         assert_eq!(exit_status(&site, theirs), 0);
         let before = what_is();
         setup().fails(words);
         assert_same(&before, &what_is());
     }
-    site.root("userdel app");
+    site.root(
+        "cd /etc/ssh && mv authorized_keys ~admin/.ssh && rm -r keys sshd_config.d/keys.conf &&
+         systemctl restart ssh",
+    );
     let done = setup();
     println!("{}", done.people);
     done.succeeds();

@@ -235,6 +235,16 @@ fn a_full_disk_changes_nothing() {
     site.xtask("stop", &[]).succeeds();
     site.xtask("start", &[]).succeeds();
     serves(&site, next.trim());
+    // A setup for which there was no room is no obstacle to the next one.
+    site.xtask("stop", &[]).succeeds();
+    site.root("rm -r /srv/app");
+    fill(&site, 0);
+    let setup = || site.xtask("setup", &["--as", "root", "--listen", "0.0.0.0:80"]);
+    setup().fails(&["No space left on device", "is not set up, or not fully"]);
+    site.root("rm -f /srv/filler");
+    setup().succeeds();
+    let anew = site.deploy(&app("anew")).succeeds();
+    serves(&site, anew.trim());
 }
 
 #[test]
