@@ -275,7 +275,9 @@ impl Host {
             binary,
             format!("{remote}:{to}")
         );
-        let mut output = rsync.reader()?;
+        let mut output = rsync
+            .reader()
+            .context("cannot run rsync\nhint: install it; on the server `setup` does")?;
         let mut progress = Progress::new(format!("of it sent to {}", self.name));
         let mut said = [0; 1024];
         loop {

@@ -32,9 +32,8 @@ use crate::{
 #[command(
     bin_name = "cargo xtask",
     about = "Ship the app, and take it back",
-    version
+    disable_help_subcommand = true
 )]
-#[command(disable_help_subcommand = true, disable_version_flag = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -77,8 +77,10 @@ impl State {
     pub fn sha256(&self, version: &Version) -> Result<&str> {
         let was = |it: &&Activation| it.is_live && it.version == *version;
         let activation = self.activations.iter().rfind(was);
-        let activation =
-            activation.with_context(|| format!("the history has no sha256 of {version}"))?;
+        // Of what went live a moment before its activation was killed.
+        let activation = activation.with_context(|| {
+            format!("the history has no sha256 of {version}\nhint: `start` records what is live")
+        })?;
         Ok(&activation.sha256)
     }
 }
