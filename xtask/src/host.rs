@@ -411,6 +411,6 @@ fn last_percentage(text: &str) -> Option<usize> {
 }
 
 /// ssh hands its arguments to a shell, joined by spaces: here is one that stays one.
-fn quote(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

@@ -13,7 +13,7 @@ use duct::cmd;
 
 use crate::{
     config::NAME,
-    host::{Host, Session},
+    host::{Host, Session, quote},
     state::State,
     ui::{self, Progress},
     version::{self, Version},
@@ -119,22 +119,16 @@ fn copy(binary: &Path, to: &Path) -> Result<()> {
 
 /// Tells what a host has of uploads that were cut: rsync goes on with these. Then waits for
 /// what zstd makes of a build: a patch, or all of it in one where nothing is live yet.
-const RECEIVE: &str = r#"read -r incoming && printf '%s\n' "$incoming"/* '' &&
+const RECEIVE: &str = r#"printf '%s\n' "$incoming"/* '' &&
     read -r basis && read -r to && read -r sha256 && [ ! -e "$to" ] &&
     zstd --decompress --quiet --stdout ${basis:+"--patch-from=$basis"} >"$to" &&
     [ "$(sha256sum <"$to")" = "$sha256  -" ] && echo received"#;
 
-/// It is begun while the host is asked for its state, since a session takes some round
-/// trips until it takes anything.
+/// It is begun while the host is asked for its state, since a session takes two round
+/// trips until it says anything, and a third until it hears anything.
 pub fn expect(host: &Host) -> Result<Session> {
-    let mut receiver = Session::begin(host.shell(RECEIVE)?)?;
-    // That nobody reads it shows when something is sent.
-    let _ = writeln!(
-        receiver.input,
-        "{}",
-        host.directory.join("incoming").display()
-    );
-    Ok(receiver)
+    let incoming = quote(&host.directory.join("incoming").to_string_lossy());
+    Session::begin(host.shell(&format!("incoming={incoming}; {RECEIVE}"))?)
 }
 
 /// Returns whether it came out right.
