@@ -402,7 +402,6 @@ impl Deploy {
         let said = site.workspace.place.path("said");
         let client = site
             .command(&["deploy", &site.target(), "--build", "host"])
-            .env("TMPDIR", &site.workspace.place.dir)
             .process_group(0)
             .stdout(Stdio::null())
             .stderr(File::create(&said).unwrap())

@@ -55,13 +55,14 @@ impl Site {
         format!("deploy@{}:/srv/app", self.name)
     }
 
+    /// What it leaves in the temporary directory when it is killed goes with the test.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = self.workspace.command(args);
+        let place = &self.workspace.place;
         let path = std::env::var("PATH").unwrap();
-        command.env(
-            "PATH",
-            format!("{}:{path}", self.workspace.place.path("shims").display()),
-        );
+        command
+            .env("PATH", format!("{}:{path}", place.path("shims").display()))
+            .env("TMPDIR", &place.dir);
         command
     }
 
