@@ -775,6 +775,9 @@ fn no_host_switches_once_the_client_is_gone() {
     assert_eq!(fleet.served(), [a, a, a]);
     let b = fleet.deploy("B").succeeds();
     assert_eq!(fleet.served(), [b.trim(), b.trim(), b.trim()]);
+    wait_until("what the answers came by to be gone", || {
+        !fleet.state().concat().contains(".answer")
+    });
 }
 
 #[test]
