@@ -270,7 +270,7 @@ impl<'a> Activation<'a> {
                 continue;
             }
             self.read += usize::from(word != "activation");
-            let place = self.place();
+            let place = self.wanted.host.place(self.asker.many);
             match word {
                 "verdict" => return End::Verdict(rest.to_owned()),
                 "activation" => self.name = Some(rest.to_owned()),
@@ -290,14 +290,6 @@ impl<'a> Activation<'a> {
         match self.session.code() {
             None | Some(LINE_LOST) => End::LineLost,
             _ => End::Silence,
-        }
-    }
-
-    fn place(&self) -> String {
-        if self.asker.many {
-            format!(" on {}", self.wanted.host.name)
-        } else {
-            String::new()
         }
     }
 

@@ -139,7 +139,7 @@ impl Host {
     }
 
     /// `bin/activate` on this host; through sudo where one may not do it oneself.
-    pub fn script(&self, args: &[&str]) -> Result<Expression> {
+    fn script(&self, args: &[&str]) -> Result<Expression> {
         let script = quote(&self.directory.join("bin/activate").to_string_lossy());
         let args: String = args.iter().map(|it| format!(" {}", quote(it))).collect();
         let sudo = match self.remote {
@@ -149,6 +149,16 @@ impl Host {
         self.shell(&format!(
             "[ -x {script} ] || exit {NOT_SET_UP}; {sudo}exec {script}{args}"
         ))
+    }
+
+    /// `bin/activate` with these arguments, for people to read what it says.
+    pub fn show(&self, args: &[&str]) -> Result<()> {
+        let shown = self.script(args)?.stdin_null().unchecked().run()?;
+        match shown.status.code() {
+            Some(0) => Ok(()),
+            Some(NOT_SET_UP) => bail!(self.is_not_set_up()),
+            _ => bail!("no {} of {}; why not is above", args[0], self.name),
+        }
     }
 
     /// `bin/activate` with these arguments, each a single word, to talk with.
@@ -166,7 +176,7 @@ impl Host {
         Ok(session)
     }
 
-    /// A session takes two round trips until it says or hears anything. So the one that
+    /// A session takes two round trips until it says anything. So the one that
     /// tells the host's state waits for what shall be done then.
     fn begin_to_talk(&self) -> Result<Option<(State, Session)>> {
         let mut session = Session::begin(self.script(&["talk"])?)?;
@@ -293,6 +303,15 @@ impl Host {
             if let Some(percent) = last_percentage(&String::from_utf8_lossy(&said[..len])) {
                 progress.at(percent);
             }
+        }
+    }
+
+    /// Where something happens, for people who wait for several hosts.
+    pub fn place(&self, many: bool) -> String {
+        if many {
+            format!(" on {}", self.name)
+        } else {
+            String::new()
         }
     }
 

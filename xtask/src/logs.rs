@@ -26,11 +26,7 @@ pub fn logs(sh: &Shell, flags: &Flags) -> Result<()> {
     let lines = flags.lines.to_string();
     let mut args = vec!["logs", &lines];
     args.extend(flags.follow.then_some("follow"));
-    let show = |host: &Host| {
-        host.known_state()?;
-        host.script(&args)?.stdin_null().run()?;
-        Ok(())
-    };
+    let show = |host: &Host| host.show(&args);
     if flags.follow {
         all(at_once(&hosts, show)).map(drop)
     } else {

@@ -21,15 +21,11 @@ pub fn stop(hosts: &[Host]) -> Result<()> {
 
 /// A host that is away takes nothing from the others.
 fn run(hosts: &[Host], verb: &str) -> Result<()> {
-    let place = |host: &Host| match hosts {
-        [_] => String::new(),
-        _ => format!(" on {}", host.name),
-    };
-    all(at_once(hosts, |host| run_on(host, verb, &place(host)))).map(drop)
+    let run = |host: &Host| run_on(host, verb, &host.place(hosts.len() > 1));
+    all(at_once(hosts, run)).map(drop)
 }
 
 fn run_on(host: &Host, verb: &str, place: &str) -> Result<()> {
-    host.known_state()?;
     let mut session = host.talk(&[verb])?;
     let mut last = String::new();
     for line in session.output.by_ref().split(b'\n') {
