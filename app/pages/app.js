@@ -1,11 +1,11 @@
-// Asks /version again and again, one request after the other, and draws a mark
-// for each answer. What a test wants to know is in the strip's data attributes.
+// Asks /version ten times a second, one request after the other, and draws a mark for each
+// answer. Tests read the data attributes of the strip.
 
 const MARKS = 320;
-const PATIENCE = 3000; // ms until an answer counts as failed
-// Every mark moves the strip by one: for those who mind, once a second.
-const PACE = matchMedia("(prefers-reduced-motion: reduce)").matches ? 1000 : 150;
-// Far enough apart to tell from each other, and all of them from red.
+const TIMEOUT_MS = 3000; // an answer that takes longer counts as failed
+// Every mark moves the strip, so users who prefer less motion get one a second.
+const PACE_MS = matchMedia("(prefers-reduced-motion: reduce)").matches ? 1000 : 100;
+// Easy to tell from each other and from red.
 const HUES = [260, 165, 75, 310, 215, 120, 285, 190];
 
 const $ = (id) => document.getElementById(id);
@@ -13,7 +13,7 @@ const strip = $("strip");
 
 const versions = new Map(); // by name, in the order in which they were seen
 let live = null;
-let pageVersion = null; // the one that sent this page, more or less
+let pageVersion = null; // the first that answered, so most likely the one that sent this page
 let answered = 0;
 let failed = 0;
 let switches = 0;
@@ -27,8 +27,8 @@ function parse(name) {
   return { title: commit, hash, dirty: Boolean(dirty), built };
 }
 
-// Taken from the hash, so that a version looks the same on every screen; the
-// next one where another version on this page has it already.
+// The hash decides, so that a version has the same colour on every screen. If another
+// version on this page has it already, the next colour is used.
 function hueOf(hash) {
   let sum = 0;
   for (const char of hash) sum = (sum * 31 + char.charCodeAt(0)) % 65521;
@@ -40,7 +40,7 @@ function hueOf(hash) {
   return HUES[sum % HUES.length];
 }
 
-function see(name) {
+function findOrAdd(name) {
   if (versions.has(name)) return versions.get(name);
   const version = { ...parse(name), count: 0 };
   version.hue = hueOf(version.hash);
@@ -62,7 +62,7 @@ function see(name) {
 }
 
 function onAnswer(answer, ms) {
-  const version = see(answer.version);
+  const version = findOrAdd(answer.version);
   const isSwitch = live !== null && live !== version;
   version.count++;
   answered++;
@@ -79,7 +79,7 @@ function onFailure(reason) {
   failed++;
   document.body.className = "failing";
   $("state").textContent = `No answer: ${reason}`;
-  mark(0, PATIENCE, "failed", `failed: ${reason}`);
+  mark(0, TIMEOUT_MS, "failed", `failed: ${reason}`);
 }
 
 function goLive(version, isSwitch) {
@@ -91,7 +91,7 @@ function goLive(version, isSwitch) {
   $("name").textContent = version.title;
   $("reload").hidden = version === pageVersion;
   if (isSwitch) $("announce").textContent = `${version.title} took over, ${failed} requests failed`;
-  tellAge();
+  showAge();
 }
 
 function mark(hue, ms, kind, title) {
@@ -104,10 +104,10 @@ function mark(hue, ms, kind, title) {
   bar.time = Date.now();
   strip.append(bar);
   strip.firstElementChild.remove();
-  tell();
+  showCounts();
 }
 
-function tell() {
+function showCounts() {
   const names = [...versions.keys()];
   Object.assign(strip.dataset, {
     answers: answered, failed, switches, reconnects: Math.max(0, streams - 1), versions: names.join(" "),
@@ -116,21 +116,21 @@ function tell() {
   $("answered").textContent = answered;
   $("switches").textContent = switches;
   $("reconnects").textContent = strip.dataset.reconnects;
-  $("since").textContent = ageOfFirstVisible();
+  $("since").textContent = ageOfFirstVisibleMark();
   document.documentElement.classList.toggle("lossy", failed > 0);
   for (const version of versions.values()) {
     version.countText.textContent = `${version.count} answers`;
   }
 }
 
-function ageOfFirstVisible() {
+function ageOfFirstVisibleMark() {
   const visible = Math.floor(strip.clientWidth / 4);
   const first = strip.children[Math.max(0, MARKS - visible)];
   return first.time ? `${Math.round((Date.now() - first.time) / 1000)} s ago` : "";
 }
 
-// What changes slowly is told slowly.
-function tellAge() {
+// Called every few seconds: what it shows changes slowly.
+function showAge() {
   if (!live) return;
   $("about").textContent =
     live.built ? `Built ${ageOf(live.built)}${live.dirty ? " with uncommitted changes" : ""}` : "Not deployed";
@@ -153,13 +153,13 @@ async function poll() {
   for (;;) {
     const start = performance.now();
     try {
-      const answer = await fetch("/version", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+      const answer = await fetch("/version", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
       if (!answer.ok) throw new Error(`status ${answer.status}`);
       onAnswer(await answer.json(), performance.now() - start);
     } catch (error) {
       onFailure(error.message);
     }
-    await new Promise((done) => setTimeout(done, PACE - (performance.now() - start)));
+    await new Promise((done) => setTimeout(done, PACE_MS - (performance.now() - start)));
   }
 }
 
@@ -171,7 +171,7 @@ function follow() {
   });
   source.onerror = () => {
     $("stream").textContent = "Event stream: reconnecting";
-    // It gives up by itself after an answer that is no stream.
+    // After an answer that is not a stream, the browser does not reconnect by itself.
     if (source.readyState === EventSource.CLOSED) setTimeout(follow, 1000);
   };
 }
@@ -180,4 +180,4 @@ document.body.className = "waiting";
 for (let i = 0; i < MARKS; i++) strip.append(Object.assign(document.createElement("i"), { className: "empty" }));
 poll();
 follow();
-setInterval(tellAge, 5000);
+setInterval(showAge, 5000);

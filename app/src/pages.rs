@@ -1,16 +1,21 @@
-//! The files of `app/pages/`, which are inside the binary. A debug build reads
-//! them from the disk instead, so that under `cargo run` a reload shows an edit.
+//! The files of `app/pages/`. A release has them inside the binary; a debug build reads them
+//! from the disk, so that under `cargo run` a reload shows an edit.
 
+use std::sync::atomic::Ordering;
+
+use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use rust_embed::{Embed, EmbeddedFile};
 
+use crate::routes::App;
+
 #[derive(Embed)]
 #[folder = "pages/"]
 struct Pages;
 
-pub async fn page(uri: Uri, headers: HeaderMap) -> Response {
+pub async fn page(State(app): State<App>, uri: Uri, headers: HeaderMap) -> Response {
     let path = match uri.path().trim_start_matches('/') {
         "" => "index.html",
         path => path,
@@ -20,8 +25,8 @@ pub async fn page(uri: Uri, headers: HeaderMap) -> Response {
     };
 
     let etag = etag(&file);
-    // Kept by browsers, but asked about each time: during a switch a page must
-    // not be mixed with the style of another version.
+    // A browser keeps it, but asks each time whether it has changed: during a switch a page
+    // must not be mixed with the style of another version.
     let caching = [
         (ETAG, etag.clone()),
         (CACHE_CONTROL, "no-cache".to_string()),
@@ -29,7 +34,19 @@ pub async fn page(uri: Uri, headers: HeaderMap) -> Response {
     if is_known(&headers, &etag) {
         return (StatusCode::NOT_MODIFIED, caching).into_response();
     }
-    (caching, [(CONTENT_TYPE, content_type(path))], file.data).into_response()
+    app.pages_sent.fetch_add(1, Ordering::Relaxed);
+    let content_type = [(CONTENT_TYPE, content_type(&file))];
+    (caching, content_type, file.data).into_response()
+}
+
+fn content_type(file: &EmbeddedFile) -> String {
+    let mime = file.metadata.mimetype();
+    let charset = if mime.starts_with("text/") {
+        "; charset=utf-8"
+    } else {
+        ""
+    };
+    format!("{mime}{charset}")
 }
 
 fn etag(file: &EmbeddedFile) -> String {
@@ -47,21 +64,4 @@ fn is_known(headers: &HeaderMap, etag: &str) -> bool {
         .flat_map(|list| list.split(','))
         .map(str::trim)
         .any(|known| known == "*" || known.trim_start_matches("W/") == etag)
-}
-
-fn content_type(path: &str) -> &'static str {
-    match path.rsplit_once('.').map_or("", |(_, extension)| extension) {
-        "html" => "text/html; charset=utf-8",
-        "css" => "text/css; charset=utf-8",
-        "js" => "text/javascript; charset=utf-8",
-        "json" => "application/json",
-        "txt" => "text/plain; charset=utf-8",
-        "svg" => "image/svg+xml",
-        "png" => "image/png",
-        "jpg" => "image/jpeg",
-        "webp" => "image/webp",
-        "ico" => "image/x-icon",
-        "woff2" => "font/woff2",
-        _ => "application/octet-stream",
-    }
 }

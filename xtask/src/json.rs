@@ -1,4 +1,4 @@
-//! The little JSON that `--json` prints, so that no crate has to.
+//! The JSON that `--json` prints. It is little, and no crate has to be compiled for it.
 
 pub fn string(text: &str) -> String {
     let mut json = String::from('"');
@@ -16,9 +16,10 @@ pub fn array(items: impl IntoIterator<Item = String>) -> String {
     format!("[{}]", items.into_iter().collect::<Vec<_>>().join(", "))
 }
 
-/// Of fields whose values are JSON already.
-pub fn object<const N: usize>(fields: [(&str, String); N]) -> String {
-    let fields = fields.map(|(name, value)| format!("{}: {value}", string(name)));
+/// The values are JSON already.
+pub fn object<'a>(fields: impl IntoIterator<Item = (&'a str, String)>) -> String {
+    let field = |(name, value)| format!("{}: {value}", string(name));
+    let fields: Vec<String> = fields.into_iter().map(field).collect();
     format!("{{{}}}", fields.join(", "))
 }
 

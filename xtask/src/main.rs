@@ -1,141 +1,91 @@
-//! `cargo xtask`: ships the app. A file a command; `host` is where they meet a server.
+//! `cargo xtask`: builds the app, deploys it, and takes it back.
+//!
+//! `main.rs` picks the command. Each command is a file of `commands/`, and each step that
+//! several commands share is a file beside this one. `config.rs` is yours to edit.
 
 mod activation;
-mod build;
+mod builder;
+mod cli;
+mod commands;
 mod config;
-mod deploy;
-mod history;
 mod host;
 mod json;
-mod logs;
-mod service;
-mod setup;
+mod kubernetes;
+mod parallel;
+mod placeholders;
+mod report;
+mod rollout;
+mod rsync;
+mod server_files;
+mod session;
+mod ssh;
 mod state;
-mod status;
-mod test;
-mod ui;
+mod target;
+mod terminal;
 mod upload;
 mod version;
 
 use std::{env, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use lexopt::Arg;
 use xshell::Shell;
 
-use crate::{
-    config::{Target, Usage},
-    host::Host,
-};
+use crate::{cli::Args, target::Usage};
 
-#[derive(Parser)]
-#[command(
-    bin_name = "cargo xtask",
-    about = "Ship the app, and take it back",
-    disable_help_subcommand = true
-)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
+const HELP: &str = "\
+Deploy the app, and take it back
 
-#[derive(Subcommand)]
-enum Command {
-    /// Build, upload, activate
-    Deploy(deploy::Flags),
-    /// Activate the version before the live one
-    Rollback(history::RollbackFlags),
-    /// What is live, what is running, how it is
-    Status(TargetAndJson),
-    /// What can be rolled back to, and every activation with its verdict
-    History(TargetAndJson),
-    /// The server's own log
-    Logs(logs::Flags),
-    /// Prepare a host for its first deploy, or for a change of the settings
-    Setup(setup::Flags),
-    /// Build alone; prints the binary's path
-    Build(build::Flags),
-    /// Start what is live
-    Start(JustTarget),
-    /// Stop serving
-    Stop(JustTarget),
-    /// Let a fresh instance of the live version take over: for a changed environment
-    Restart(JustTarget),
-    /// Run everything that the project is tested with
-    Test,
-}
+Usage: cargo xtask COMMAND [TARGET] [OPTIONS]
 
-#[derive(Args)]
-struct JustTarget {
-    /// One of those in xtask/src/config.rs, or ad hoc: USER@HOST:/DIR, or /DIR on this machine
-    target: Option<String>,
-}
+Commands:
+  deploy     Build, upload, activate
+  rollback   Activate the version before the live one
+  status     Show the live version, running instances and health
+  history    Show what can be rolled back to, and every activation with its verdict
+  logs       Show the app's log
+  env        List, set or unset the app's environment variables
+  run        Run the live version once with other arguments
+  setup      Prepare a host for its first deploy, or apply changed settings
+  build      Build, and print the path of the binary
+  start      Start the live version
+  stop       Stop serving
+  restart    Replace the running instance by a fresh one of the same version
+  test       Run all checks and tests of the project
 
-#[derive(Args)]
-struct TargetAndJson {
-    #[command(flatten)]
-    at: JustTarget,
-    /// For programs
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-struct TargetAndListen {
-    #[command(flatten)]
-    at: JustTarget,
-    /// Where an ad-hoc target serves, such as 127.0.0.1:3001
-    #[arg(long, value_name = "ADDR")]
-    listen: Option<String>,
-}
+TARGET is a name from xtask/src/config.rs (default: the first one), USER@HOST:/DIR,
+or /DIR on this machine. `cargo xtask COMMAND --help` shows a command's options.
+";
 
 fn main() -> ExitCode {
-    match run(&Cli::parse().command) {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            ui::error(&error);
+            terminal::error(&error);
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
 }
 
-fn run(command: &Command) -> Result<()> {
+fn run() -> Result<()> {
     let sh = &workspace()?;
-    match command {
-        Command::Deploy(flags) => deploy::deploy(sh, flags),
-        Command::Rollback(flags) => history::rollback(sh, flags),
-        Command::Status(flags) => status::status(&flags.at.hosts(sh)?, flags.json),
-        Command::History(flags) => history::history(&flags.at.hosts(sh)?, flags.json),
-        Command::Logs(flags) => logs::logs(sh, flags),
-        Command::Setup(flags) => setup::setup(sh, flags),
-        Command::Build(flags) => build::print(sh, flags),
-        Command::Start(at) => service::start(&at.hosts(sh)?),
-        Command::Stop(at) => service::stop(&at.hosts(sh)?),
-        Command::Restart(at) => service::restart(sh, &at.hosts(sh)?),
-        Command::Test => test::test(sh),
-    }
+    let mut args = Args::from_env(HELP);
+    let command = match args.next()? {
+        Some(Arg::Value(command)) => command,
+        Some(option) => return Err(cli::usage(option.unexpected(), HELP)),
+        None => return Err(cli::usage("no command", HELP)),
+    };
+    commands::run(sh, &command.to_string_lossy(), args)
 }
 
-/// A shell in the workspace, wherever in it the command was given. `cargo run` says
-/// where that is now; the binary alone knows where it was built.
+/// A shell in the workspace's root, whatever folder the command was given in. `cargo run`
+/// tells where the workspace is now; the binary alone knows where it was built.
 fn workspace() -> Result<Shell> {
     let xtask = env::var("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").to_owned());
     let root = Path::new(&xtask)
         .parent()
-        .context("xtask/ is not in a workspace")?;
+        .context("xtask/ is not inside a workspace")?;
     let sh = Shell::new()?;
     sh.change_dir(root);
     Ok(sh)
-}
-
-impl JustTarget {
-    fn hosts(&self, sh: &Shell) -> Result<Vec<Host>> {
-        Ok(Host::all(sh, &Target::find(self.target.as_deref(), None)?))
-    }
-}
-
-impl TargetAndListen {
-    fn target(&self) -> Result<Target<'_>> {
-        Target::find(self.at.target.as_deref(), self.listen.as_deref())
-    }
 }

@@ -1,113 +1,192 @@
-//! The upload: packed by zstd where both sides can, a patch where a version is live;
-//! else rsync.
+//! The upload: a patch against the live version where both sides have zstd, else rsync.
 
 use std::{
     collections::HashMap,
     fs,
-    io::{self, BufRead, Read, Write},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 use duct::cmd;
+use xshell::Shell;
 
 use crate::{
     config::NAME,
-    host::{Host, Session, quote},
+    host::Host,
+    rsync,
+    session::Session,
+    ssh::quote,
     state::State,
-    ui::{self, Progress},
+    terminal::{self, Progress},
     version::{self, Version},
 };
 
-/// A build, and where builds are kept that went to a server: what is live there now is
-/// what the next one is a patch against.
-pub struct Built {
+/// Runs on the host and receives a patch.
+const RECEIVE: &str = include_str!("../server/receive.sh");
+
+/// zstd's level. Higher ones take 15 times as long, and make a small patch no smaller.
+const LEVEL: &str = "-12";
+
+/// This many builds that were sent to a server are kept, as the basis of patches.
+const KEEP_SENT: usize = 10;
+
+/// A patch is sent in parts of this size, so that its progress can be shown.
+const PART_BYTES: usize = 64 * 1024;
+
+/// A binary that was built, and its version.
+pub struct Artifact {
     pub binary: PathBuf,
     pub version: Version,
     pub sha256: String,
+    /// The folder of builds that were sent to a server.
     pub sent: PathBuf,
 }
 
-/// What zstd made of a build: a patch against what is live somewhere, by the sha256 of
-/// that; and all of it where nothing is live, by no sha256.
-pub type Packed = HashMap<String, Vec<u8>>;
+impl Artifact {
+    pub fn new(sh: &Shell, binary: PathBuf, commit: version::Commit) -> Result<Artifact> {
+        let bytes =
+            fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;
+        let sha256 = version::sha256(&bytes);
+        let built = fs::metadata(&binary)?.modified()?;
+        Ok(Artifact {
+            version: Version::new(built, commit, &sha256),
+            sent: sh.current_dir().join("target/sent"),
+            binary,
+            sha256,
+        })
+    }
+}
 
-/// How many builds are kept, for servers that are some deploys behind.
-const SENT: usize = 10;
+/// Compressed artifacts, by the sha256 of the version that each is a patch against. The
+/// whole artifact, for hosts where nothing is live yet, stands under the empty string.
+pub type Patches = HashMap<String, Vec<u8>>;
 
-/// Higher ones take 15 times as long, and make a small patch no smaller.
-const LEVEL: &str = "-12";
-
-/// Once for all hosts that have the same live.
-pub fn pack<'a>(built: &Built, states: impl Iterator<Item = &'a State>) -> Packed {
-    let mut packed = Packed::new();
+/// One patch for all hosts that have the same live version.
+pub fn make_patches<'a>(artifact: &Artifact, states: impl Iterator<Item = &'a State>) -> Patches {
+    let mut patches = Patches::new();
     for state in states {
         let Some(live) = live_sha256(state) else {
             continue;
         };
-        if !packed.contains_key(live)
-            && let Some(bytes) = zstd(built, state.live.as_ref(), live)
+        if !patches.contains_key(live)
+            && let Some(patch) = compress(artifact, state.live.as_ref(), live)
         {
-            packed.insert(live.to_owned(), bytes);
+            patches.insert(live.to_owned(), patch);
         }
     }
-    packed
+    patches
 }
 
-/// Of hosts that can take what is packed.
+/// `None` for a host that cannot unpack a patch.
 fn live_sha256(state: &State) -> Option<&str> {
     match &state.live {
-        _ if !state.zstd => None,
+        _ if !state.has_zstd => None,
         Some(live) => state.sha256(live).ok(),
         None => Some(""),
     }
 }
 
-/// Nothing where we have no zstd, or not the bytes of what is live.
-fn zstd(built: &Built, live: Option<&Version>, sha256: &str) -> Option<Vec<u8>> {
+/// `None` without zstd here, or without the exact bytes of the live version.
+fn compress(artifact: &Artifact, live: Option<&Version>, live_sha256: &str) -> Option<Vec<u8>> {
     let mut args = vec![
         LEVEL.to_owned(),
         "--quiet".to_owned(),
         "--stdout".to_owned(),
     ];
     if let Some(live) = live {
-        let basis = built.sent.join(format!("{NAME}-{live}"));
-        if version::sha256(&fs::read(&basis).ok()?) != sha256 {
+        let basis = sent_file(&artifact.sent, live);
+        if version::sha256(&fs::read(&basis).ok()?) != live_sha256 {
             return None;
         }
         args.push(format!("--patch-from={}", basis.display()));
     }
-    args.extend(["--".to_owned(), built.binary.display().to_string()]);
-    let made = cmd("zstd", args)
-        .stderr_null()
-        .stdout_capture()
-        .run()
-        .ok()?;
-    Some(made.stdout)
+    args.extend(["--".to_owned(), artifact.binary.display().to_string()]);
+    let output = cmd("zstd", args).stderr_null().stdout_capture().run();
+    Some(output.ok()?.stdout)
 }
 
-/// Puts a version where its activation looks for it.
+/// Opens the session that receives a patch. A session takes two round trips until it
+/// answers, so it is opened while the host's state is read.
+pub fn open_receiver(host: &Host) -> Result<Session> {
+    let incoming = quote(&host.path("incoming").to_string_lossy());
+    let receive = quote(RECEIVE);
+    Session::open(host.shell(&format!("exec sh -c {receive} receive {incoming}"))?)
+}
+
+/// Puts the artifact into `incoming/`, where its activation finds it.
 pub fn upload(
     host: &Host,
     state: &State,
-    built: &Built,
-    packed: &Packed,
+    artifact: &Artifact,
+    patches: &Patches,
     receiver: Option<Session>,
 ) -> Result<()> {
-    let to = host
-        .directory
-        .join(format!("incoming/{NAME}-{}", built.version));
+    let to = host.version_file("incoming", state, &artifact.version);
     let (Some(remote), Some(receiver)) = (&host.remote, receiver) else {
-        return copy(&built.binary, &to);
+        return copy(&artifact.binary, &to);
     };
-    ui::step("Uploading", &format!("{} to {}", built.version, host.name));
-    let bytes = live_sha256(state).and_then(|it| packed.get(it));
-    let sent =
-        bytes.is_some_and(|it| send(host, state, built, it, receiver, &to).is_ok_and(|it| it));
-    if !sent {
-        host.rsync(remote, &built.binary, &to, state.live.as_ref())?;
+    let what = format!("{} to {}", artifact.version, host.name());
+    terminal::step("Uploading", &what);
+    let live = state.live.as_ref();
+    let basis = live.map(|live| host.version_file("versions", state, live));
+    let patch = live_sha256(state).and_then(|live| patches.get(live));
+    let was_received = patch.is_some_and(|patch| {
+        let patch = Patch {
+            basis: basis.as_deref(),
+            bytes: patch,
+            to: &to,
+            sha256: &artifact.sha256,
+        };
+        send(host, &patch, receiver).is_ok_and(|received| received)
+    });
+    if !was_received {
+        rsync::upload(host, remote, &artifact.binary, &to, basis.as_deref())?;
     }
     Ok(())
+}
+
+struct Patch<'a> {
+    /// The file on the host that the patch applies to. `None`: it is the whole artifact.
+    basis: Option<&'a Path>,
+    bytes: &'a [u8],
+    to: &'a Path,
+    /// The sha256 of the result.
+    sha256: &'a str,
+}
+
+/// Whether the host received the patch, and the result has the right sha256.
+fn send(host: &Host, patch: &Patch, mut receiver: Session) -> Result<bool> {
+    if was_interrupted(&mut receiver, patch.to)? {
+        return Ok(false);
+    }
+    let basis = patch.basis.unwrap_or(Path::new(""));
+    let (basis, to) = (basis.display(), patch.to.display());
+    receiver.send(format!("{basis}\n{to}\n{}\n", patch.sha256).as_bytes())?;
+    let mut progress = Progress::new(format!("uploaded to {}", host.name()));
+    for (n, part) in patch.bytes.chunks(PART_BYTES).enumerate() {
+        receiver.send(part)?;
+        progress.update(n * PART_BYTES * 100 / patch.bytes.len());
+    }
+    receiver.close_input();
+    let mut last = None;
+    while let Some(line) = receiver.read_line()? {
+        last = Some(line);
+    }
+    Ok(last.as_deref() == Some("received"))
+}
+
+/// The receiver first lists the uploads that were interrupted: rsync resumes these.
+/// Waiting for the list costs less than to send a patch that nobody wants.
+fn was_interrupted(receiver: &mut Session, to: &Path) -> Result<bool> {
+    while let Some(line) = receiver.read_line()? {
+        if line.is_empty() {
+            return Ok(false);
+        }
+        if to == Path::new(&line) {
+            return Ok(true);
+        }
+    }
+    Ok(true)
 }
 
 fn copy(binary: &Path, to: &Path) -> Result<()> {
@@ -117,64 +196,23 @@ fn copy(binary: &Path, to: &Path) -> Result<()> {
     })
 }
 
-/// Tells what a host has of uploads that were cut: rsync goes on with these. Then waits for
-/// what zstd makes of a build: a patch, or all of it in one where nothing is live yet.
-const RECEIVE: &str = r#"printf '%s\n' "$incoming"/* '' &&
-    read -r basis && read -r to && read -r sha256 && [ ! -e "$to" ] &&
-    zstd --decompress --quiet --stdout ${basis:+"--patch-from=$basis"} >"$to" &&
-    [ "$(sha256sum <"$to")" = "$sha256  -" ] && echo received"#;
-
-/// It is begun while the host is asked for its state, since a session takes two round
-/// trips until it says anything, and a third until it hears anything.
-pub fn expect(host: &Host) -> Result<Session> {
-    let incoming = quote(&host.directory.join("incoming").to_string_lossy());
-    Session::begin(host.shell(&format!("incoming={incoming}; {RECEIVE}"))?)
-}
-
-/// Returns whether it came out right.
-fn send(
-    host: &Host,
-    state: &State,
-    built: &Built,
-    bytes: &[u8],
-    mut receiver: Session,
-    to: &Path,
-) -> io::Result<bool> {
-    // What is sent before one hears that it is not wanted is on its way already.
-    let cut = receiver.output.by_ref().lines();
-    for cut in cut.take_while(|it| !matches!(it, Ok(end) if end.is_empty())) {
-        if to == Path::new(&cut?) {
-            return Ok(false);
-        }
-    }
-    let basis = state.live.as_ref().map(|live| host.installed(live));
-    let basis = basis.unwrap_or_default();
-    let (basis, to) = (basis.display(), to.display());
-    writeln!(receiver.input, "{basis}\n{to}\n{}", built.sha256)?;
-    let mut progress = Progress::new(format!("of it sent to {}", host.name));
-    for (n, part) in bytes.chunks(PART).enumerate() {
-        receiver.input.write_all(part)?;
-        progress.at(n * PART * 100 / bytes.len());
-    }
-    drop(receiver.input);
-    let mut said = String::new();
-    receiver.output.read_to_string(&mut said)?;
-    Ok(said.ends_with("received\n"))
-}
-
-const PART: usize = 64 * 1024;
-
-/// Keeps a build for the patches to come, and not too many of them.
-pub fn keep(built: &Built) -> Result<()> {
-    fs::create_dir_all(&built.sent)?;
-    let kept = built.sent.join(format!("{NAME}-{}", built.version));
-    fs::copy(&built.binary, kept)?;
-    let mut all: Vec<PathBuf> = fs::read_dir(&built.sent)?
+/// Keeps a build for the patches to come, and deletes the oldest ones.
+pub fn keep_sent(artifact: &Artifact) -> Result<()> {
+    fs::create_dir_all(&artifact.sent)?;
+    fs::copy(
+        &artifact.binary,
+        sent_file(&artifact.sent, &artifact.version),
+    )?;
+    let mut kept: Vec<PathBuf> = fs::read_dir(&artifact.sent)?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<_>>()?;
-    all.sort();
-    for old in all.iter().rev().skip(SENT) {
+    kept.sort();
+    for old in kept.iter().rev().skip(KEEP_SENT) {
         fs::remove_file(old)?;
     }
     Ok(())
+}
+
+fn sent_file(sent: &Path, version: &Version) -> PathBuf {
+    sent.join(format!("{NAME}-{version}"))
 }

@@ -1,19 +1,31 @@
-//! A version's name tells all: when it was built, from which commit, and which bytes.
+//! A version's name: when it was built, from which commit, and the hash of its bytes.
 
 use std::{fmt, str::FromStr, time::SystemTime};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use time::{
-    OffsetDateTime, PrimitiveDateTime, format_description::StaticFormatDescription,
-    macros::format_description,
+    OffsetDateTime,
+    format_description::well_known::{
+        Iso8601,
+        iso8601::{Config, TimePrecision},
+    },
 };
 use xshell::{Shell, cmd};
 
-const TIME: StaticFormatDescription =
-    format_description!("[year][month][day]T[hour][minute][second]Z");
+/// ISO 8601 in its basic format, to the second: `20261122T183012Z`.
+const TIME: Iso8601<
+    {
+        Config::DEFAULT
+            .set_use_separators(false)
+            .set_time_precision(TimePrecision::Second {
+                decimal_digits: None,
+            })
+            .encode()
+    },
+> = Iso8601;
 
-/// Hex digits of a commit and of a hash that make it into a version's name.
+/// A version's name has this many hex digits of the commit, and of the sha256.
 const DIGITS: usize = 12;
 
 /// `20261122T183012Z-1a2b3c4d5e6f-9f86d081884c`
@@ -24,34 +36,35 @@ pub struct Version {
     hash: String,
 }
 
-/// `1a2b3c4d5e6f`, or `1a2b3c4d5e6f-dirty` where the tree was not as committed.
+/// `1a2b3c4d5e6f`, or `1a2b3c4d5e6f-dirty` with uncommitted changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
-    id: String,
+    pub id: String,
     pub dirty: bool,
 }
 
 impl Version {
-    /// The time is that of the build, so that the same build has the same name, and an
-    /// upload that was cut goes on where it was.
+    /// The time is that of the build, so the same build always has the same name, and an
+    /// interrupted upload can be resumed.
     pub fn new(built: SystemTime, commit: Commit, sha256: &str) -> Version {
         let time = OffsetDateTime::from(built).replace_nanosecond(0);
         let hash = sha256[..DIGITS].to_owned();
         Version {
-            time: time.expect("0 is in range"),
+            time: time.expect("0 is a valid nanosecond"),
             commit,
             hash,
         }
     }
 
-    pub fn is_of(&self, sha256: &str) -> bool {
-        sha256.starts_with(&self.hash)
+    /// Whether the other one has the same bytes.
+    pub fn is_same_build(&self, other: &Version) -> bool {
+        self.hash == other.hash
     }
 }
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = self.time.format(TIME).map_err(|_| fmt::Error)?;
+        let time = self.time.format(&TIME).map_err(|_| fmt::Error)?;
         write!(f, "{time}-{}-{}", self.commit, self.hash)
     }
 }
@@ -83,9 +96,7 @@ fn parse(text: &str) -> Result<Version> {
             "{digits:?} is not {DIGITS} lower-case hex digits"
         );
     }
-    let time = PrimitiveDateTime::parse(time, TIME)
-        .context("its time is none")?
-        .assume_utc();
+    let time = OffsetDateTime::parse(time, &TIME).context("its time is not valid")?;
     let commit = Commit {
         id: id.to_owned(),
         dirty,
@@ -97,13 +108,13 @@ fn parse(text: &str) -> Result<Version> {
     };
     ensure!(
         version.to_string() == text,
-        "it is not spelled as {version}"
+        "it is not in the form {version}"
     );
     Ok(version)
 }
 
-/// The commit that the workspace is at. What git does not know about counts as a
-/// change: it may well be compiled in.
+/// The commit of the workspace. A file that git does not know counts as a change, because
+/// it may be compiled in.
 pub fn commit(sh: &Shell) -> Result<Commit> {
     let head = cmd!(sh, "git rev-parse --verify HEAD")
         .quiet()
@@ -111,8 +122,8 @@ pub fn commit(sh: &Shell) -> Result<Commit> {
         .output()?;
     if !head.status.success() {
         bail!(
-            "a version is named after its commit, and there is none: {}\n\
-             hint: `git init`, `git add --all` and `git commit` make one",
+            "a version's name needs a commit, and there is none: {}\n\
+             hint: `git init`, `git add --all`, `git commit`",
             String::from_utf8_lossy(&head.stderr).trim()
         );
     }
@@ -122,6 +133,12 @@ pub fn commit(sh: &Shell) -> Result<Commit> {
         id: id[..DIGITS].to_owned(),
         dirty: !changes.is_empty(),
     })
+}
+
+/// The time, written as in a version's name.
+pub fn now() -> String {
+    let now = OffsetDateTime::now_utc().format(&TIME);
+    now.expect("the format has no field that may be missing")
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
@@ -136,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_survives_its_text() {
+    fn a_version_is_parsed_as_it_is_printed() {
         for text in [
             "20261122T183012Z-1a2b3c4d5e6f-9f86d081884c",
             "20240229T235959Z-000000000000-dirty-ffffffffffff",
@@ -146,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_spelled_exactly_is_no_version() {
+    fn anything_else_is_rejected() {
         for text in [
             "",
             "-",

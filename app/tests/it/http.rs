@@ -1,15 +1,16 @@
-//! What is answered where.
+//! What each path answers.
 
-use crate::support::{Answer, Connection, Instance, NEW, address, command, get, request};
+use crate::command;
+use crate::support::{Answer, Connection, Instance, NEW, address, get, request};
 
 #[test]
-fn healthz_names_the_instance() {
+fn healthz_is_not_stored() {
     let address = address();
     let _app = Instance::start(&mut command(&format!("{NEW}.7"), address));
 
     let answer = get(address, "/healthz");
     assert_eq!(answer.status, 200);
-    assert_eq!(answer.body, format!("ok {NEW}.7\n"));
+    assert_eq!(answer.body, "ok\n");
     assert_eq!(answer.header("cache-control"), Some("no-store"));
 }
 
@@ -59,7 +60,7 @@ fn events_begin_with_the_version() {
 }
 
 #[test]
-fn every_answer_has_the_common_headers() {
+fn every_answer_has_the_security_headers() {
     let address = address();
     let _app = Instance::start(&mut command(&format!("{NEW}.1"), address));
 
@@ -73,7 +74,7 @@ fn every_answer_has_the_common_headers() {
     ] {
         let answer = request(address, method, path, headers);
         assert_eq!(answer.status, status, "{method} {path}");
-        assert_eq!(answer.header("x-version"), Some(NEW), "{method} {path}");
+        assert_eq!(answer.instance(), format!("{NEW}.1"), "{method} {path}");
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
         let policy = answer.header("content-security-policy").unwrap();
         assert!(policy.starts_with("default-src 'self'"), "{policy}");
@@ -101,7 +102,7 @@ fn pages_have_their_type_and_length() {
         let file = format!("{}/pages{file}", env!("CARGO_MANIFEST_DIR"));
         assert_eq!(got.body, std::fs::read_to_string(file).unwrap());
 
-        // Were there a body, the next answer would not begin with a status line.
+        // If a body followed, the next answer would not begin with a status line.
         let mut connection = Connection::open(address);
         let head = connection.request("HEAD", path, "").unwrap();
         assert_eq!(without_date(&head), without_date(&got), "{path}");
@@ -115,7 +116,7 @@ fn without_date(answer: &Answer) -> Vec<&(String, String)> {
 }
 
 #[test]
-fn a_known_page_is_not_sent_again() {
+fn a_page_that_the_client_has_is_not_sent_again() {
     let address = address();
     let _app = Instance::start(&mut command(&format!("{NEW}.1"), address));
 
@@ -156,7 +157,7 @@ fn a_known_page_is_not_sent_again() {
 }
 
 #[test]
-fn only_pages_are_found() {
+fn paths_outside_the_pages_are_not_found() {
     let address = address();
     let _app = Instance::start(&mut command(&format!("{NEW}.1"), address));
 
@@ -180,7 +181,7 @@ fn only_pages_are_found() {
 }
 
 #[test]
-fn a_wrong_method_is_told_the_right_ones() {
+fn a_wrong_method_is_answered_with_the_allowed_ones() {
     let address = address();
     let _app = Instance::start(&mut command(&format!("{NEW}.1"), address));
 

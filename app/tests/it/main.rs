@@ -1,9 +1,16 @@
-//! The real binary, started as it is on a server, asked over real sockets.
+//! The real binary, started as on a server and asked over real sockets.
 
 mod browser;
-mod drain;
-mod healthcheck;
 mod http;
-mod start;
+mod page;
+#[path = "../../cutover/tests/it/support.rs"]
 mod support;
-mod switch;
+mod tasks;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+fn command(instance: &str, listen: SocketAddr) -> Command {
+    support::command(Path::new(env!("CARGO_BIN_EXE_app")), instance, listen)
+}

@@ -1,5 +1,5 @@
 //! What is deployed: the app, and the app with one line of it changed, each built as
-//! servers get it. How long that takes is the same for everybody, and left out.
+//! servers get it.
 
 use std::{
     fs,
@@ -16,8 +16,8 @@ pub struct Apps {
     pub changed: PathBuf,
 }
 
-const LINE_IN: &str = "app/src/pages.rs";
-const BEFORE: &str = "there is no such page";
+pub const LINE_IN: &str = "app/src/pages.rs";
+pub const BEFORE: &str = "there is no such page";
 const AFTER: &str = "this page does not exist";
 
 impl Apps {
@@ -31,6 +31,13 @@ impl Apps {
     }
 }
 
+/// The profile `release` of this workspace, or cargo's own.
+#[derive(Clone, Copy)]
+pub enum Profile {
+    Ours,
+    Cargos,
+}
+
 pub fn build() -> Result<Apps> {
     let sh = Shell::new()?;
     sh.change_dir(env!("CARGO_TARGET_TMPDIR"));
@@ -41,24 +48,30 @@ pub fn build() -> Result<Apps> {
             .quiet()
             .run()?;
     }
-    let text = sh.read_file(format!("{WORKSPACE}/{LINE_IN}"))?;
-    ensure!(
-        text.contains(BEFORE),
-        "{LINE_IN} has no {BEFORE:?} any more"
-    );
     let apps = Apps {
-        first: build_one(&sh, "first", &text)?,
-        changed: build_one(&sh, "changed", &text.replace(BEFORE, AFTER))?,
+        first: build_one(BEFORE, Profile::Ours, "first")?,
+        changed: build_one(AFTER, Profile::Ours, "changed")?,
     };
     ensure!(fs::read(&apps.first)? != fs::read(&apps.changed)?);
     Ok(apps)
 }
 
-/// In one folder, so that only the app itself is built each time: cargo goes by how old
-/// the file is, which is written each time.
-fn build_one(sh: &Shell, name: &str, text: &str) -> Result<PathBuf> {
-    sh.write_file(format!("src/{LINE_IN}"), text)?;
-    for folder in ["kept/target", "kept/registry"] {
+/// The app that answers a wrong address with this text. All are built in one folder, so that
+/// only the app itself is compiled each time: cargo looks at the file's time.
+pub fn build_one(text: &str, profile: Profile, name: &str) -> Result<PathBuf> {
+    let sh = Shell::new()?;
+    sh.change_dir(Path::new(env!("CARGO_TARGET_TMPDIR")).join("deploys"));
+    let original = sh.read_file(format!("{WORKSPACE}/{LINE_IN}"))?;
+    ensure!(
+        original.contains(BEFORE),
+        "{LINE_IN} has no {BEFORE:?} any more"
+    );
+    sh.write_file(format!("src/{LINE_IN}"), original.replace(BEFORE, text))?;
+    let (target, settings) = match profile {
+        Profile::Ours => ("target", &[][..]),
+        Profile::Cargos => ("target-cargos", CARGOS_PROFILE),
+    };
+    for folder in ["kept/registry".to_owned(), format!("kept/{target}")] {
         sh.create_dir(folder)?;
     }
     let here = sh.current_dir();
@@ -68,11 +81,11 @@ fn build_one(sh: &Shell, name: &str, text: &str) -> Result<PathBuf> {
         mount("kept", "/kept"),
         mount("kept/registry", "/root/.cargo/registry"),
     ];
-    let image = builder_image()?;
-    cmd!(sh, "docker run --rm --label=cutover-test {mounts...} --workdir=/src {image} cargo build --quiet --release --locked --package app --target-dir /kept/target")
+    let image = builder_image("x86_64")?;
+    cmd!(sh, "docker run --rm --label=cutover-test {mounts...} {settings...} --workdir=/src {image} cargo build --quiet --release --locked --package app --target-dir /kept/{target}")
         .quiet()
         .run()?;
-    let built = sh.read_dir("kept/target")?;
+    let built = sh.read_dir(format!("kept/{target}"))?;
     let built = built.into_iter().map(|it| it.join("release/app"));
     let binary = here.join(name).join("app");
     for built in built.filter(|it| it.exists()) {
@@ -81,3 +94,10 @@ fn build_one(sh: &Shell, name: &str, text: &str) -> Result<PathBuf> {
     }
     Ok(binary)
 }
+
+/// Undoes what the workspace changes of it.
+const CARGOS_PROFILE: &[&str] = &[
+    "--env=CARGO_PROFILE_RELEASE_INCREMENTAL=false",
+    "--env=CARGO_PROFILE_RELEASE_LTO=false",
+    "--env=CARGO_PROFILE_RELEASE_OPT_LEVEL=3",
+];

@@ -67,14 +67,14 @@ fn cold_build(sh: &Shell, workspace: &Path, package: &str) -> Result<Duration> {
         "cargo build --quiet --offline --package {package} --target-dir {target}"
     );
     let start = Instant::now();
-    without_ours(build.quiet())
+    without_ours(build)
         .run()
         .with_context(|| format!("`{package}` does not build"))?;
     Ok(start.elapsed())
 }
 
 /// What cargo says of the benchmark is not meant for the cargo that is measured.
-fn without_ours(command: Cmd) -> Cmd {
+pub fn without_ours(command: Cmd) -> Cmd {
     let ours = |name: &OsString| {
         let name = name.to_string_lossy();
         name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
@@ -82,5 +82,5 @@ fn without_ours(command: Cmd) -> Cmd {
     env::vars_os()
         .map(|(name, _)| name)
         .filter(ours)
-        .fold(command, Cmd::env_remove)
+        .fold(command.quiet(), Cmd::env_remove)
 }

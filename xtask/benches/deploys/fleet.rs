@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     apps::Apps,
-    builder::{by, xtask_with},
+    configured::{by, xtask_with},
     lab::Server,
     site::Site,
     table::median,

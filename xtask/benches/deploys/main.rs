@@ -3,15 +3,16 @@
 //!
 //! Each tool has a server of its own, and reaches it through a proxy that delays and
 //! counts. All deploy the same two binaries, which were built before: for cutover, a
-//! `cargo` that copies them stands in for the build.
+//! `cargo` that copies them stands in for the build. Only `edits` measures the build, too.
 //!
-//! With `-- cutover script` after it, only what is named is measured: tools, `load`,
-//! `hosts`, `builds`.
+//! With `-- cutover script` after it, only what is named is measured: tools, `edits`,
+//! `deploys`, `load`, `hosts`, `builds`.
 
 mod apps;
 mod capistrano;
 mod cold_builds;
 mod cutover;
+mod edits;
 mod fleet;
 mod proxy;
 mod python;
@@ -21,31 +22,9 @@ mod table;
 mod tool;
 mod under_load;
 
-// What the tests are made of; they use all of it.
-#[allow(dead_code)]
-#[path = "../../tests/it/app.rs"]
-mod app;
-#[allow(dead_code, unused_imports)]
-#[path = "../../tests/it/builder.rs"]
-mod builder;
-#[allow(dead_code)]
-#[path = "../../tests/it/http.rs"]
-mod http;
-#[allow(dead_code)]
-#[path = "../../tests/it/lab.rs"]
-mod lab;
-#[allow(dead_code)]
-#[path = "../../tests/it/load.rs"]
-mod load;
-#[allow(dead_code)]
-#[path = "../../tests/it/place.rs"]
-mod place;
-#[allow(dead_code)]
-#[path = "../../tests/it/site.rs"]
-mod site;
-#[allow(dead_code)]
-#[path = "../../tests/it/workspace.rs"]
-mod workspace;
+#[allow(dead_code)] // the tests use all of it
+#[path = "../../tests/it/kit/mod.rs"]
+mod kit;
 
 use std::{
     collections::BTreeMap,
@@ -56,8 +35,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use app::WORKSPACE;
 use apps::Apps;
+use kit::{app, app::WORKSPACE, configured, http, lab, load, place, site, workspace};
 use proxy::Traffic;
 use tool::{Task, Tool, run_on};
 
@@ -122,7 +101,14 @@ fn measure_and_print() -> Result<()> {
             Err(error) => notes.push(format!("{name} is left out: {error:#}")),
         }
     }
-    let samples = measure_all(&tools, &apps)?;
+    let edits = match wanted("edits") {
+        true => Some(edits::measure(&tools)?),
+        false => None,
+    };
+    let samples = match wanted("deploys") {
+        true => measure_all(&tools, &apps)?,
+        false => Samples::new(),
+    };
     let loads = match wanted("load") {
         true => under_load::measure_all(&tools, &apps)?,
         false => vec![],
@@ -136,6 +122,7 @@ fn measure_and_print() -> Result<()> {
         names,
         binary: apps.size()?,
         settle,
+        edits,
         samples,
         loads,
         hosts: hosts.transpose()?,
@@ -214,7 +201,7 @@ pub fn run(tool: &dyn Tool, task: Task) -> Result<Option<Sample>> {
     let start = Instant::now();
     let output = command.output()?;
     let wall = start.elapsed();
-    let traffic = tool.line().hang_up();
+    let traffic = tool.line().drop_connections();
     ensure!(
         output.status.success(),
         "{command:?}: {}\n{}{}",

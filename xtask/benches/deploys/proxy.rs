@@ -76,7 +76,7 @@ impl Proxy {
 
     /// Ends all connections, so that no command can use one of the command before, and
     /// says what was carried since the last time.
-    pub fn hang_up(&self) -> Traffic {
+    pub fn drop_connections(&self) -> Traffic {
         sleep(self.round_trip() + SLACK);
         for client in self.line.open.lock().unwrap().drain(..) {
             let _ = client.shutdown(Shutdown::Both);

@@ -5,6 +5,7 @@ use std::{fs, thread::available_parallelism, time::Duration};
 use crate::{
     FAR, LOGIN, NEAR, ROUNDS, Sample, Samples, VERY_FAR,
     cold_builds::ColdBuilds,
+    edits::Edits,
     fleet,
     table::{self, against_the_first, bytes, each, median, milliseconds, seconds},
     tool::version_of,
@@ -18,6 +19,7 @@ pub struct Run {
     pub binary: u64,
     /// How long we watch a new version, in seconds.
     pub settle: f64,
+    pub edits: Option<Edits>,
     pub samples: Samples,
     pub loads: Vec<UnderLoad>,
     pub hosts: Option<fleet::Walls>,
@@ -53,7 +55,14 @@ const SAYS: &str = "cutover's server tells its state, which parts of the binary 
 
 fn rows(run: &Run) -> Vec<Row> {
     let tasks = ["first deploy", "one-line change", "no change", "rollback"];
-    let mut rows: Vec<Row> = tasks.iter().flat_map(|task| rows_of(run, task)).collect();
+    let mut rows: Vec<Row> = run
+        .edits
+        .iter()
+        .flat_map(|it| rows_of_edits(run, it))
+        .collect();
+    if !run.samples.is_empty() {
+        rows.extend(tasks.iter().flat_map(|task| rows_of(run, task)));
+    }
     rows.extend(rows_of_load(run));
     rows.extend(run.hosts.as_ref().map(|walls| {
         let name = "**eight hosts** in one deploy, × a single one";
@@ -64,6 +73,27 @@ fn rows(run: &Run) -> Vec<Row> {
         row_of_ours(run, name, builds.xtask, builds.bare)
     }));
     rows
+}
+
+fn rows_of_edits(run: &Run, edits: &Edits) -> Vec<Row> {
+    let name = "**edit to live** on a server, with the build";
+    let walls = edits.server.iter().map(|it| Some(it.as_secs_f64()));
+    let local = [
+        (
+            "**edit to live** on this machine, a handler",
+            edits.local.handler,
+        ),
+        ("… a page", edits.local.page),
+        ("**clone to live** on this machine", edits.local.clone),
+    ];
+    let server = ratios(name.to_owned(), walls.collect(), seconds, WATCHES);
+    let local = local.map(|(name, wall)| Row {
+        name: name.to_owned(),
+        cells: only_ours(run, seconds(wall.as_secs_f64())),
+        values: vec![],
+        why: "",
+    });
+    [server].into_iter().chain(local).collect()
 }
 
 fn rows_of(run: &Run, task: &str) -> Vec<Row> {
@@ -179,14 +209,19 @@ fn row_of_waits(run: &Run, kind: usize) -> Row {
 /// What only we are measured by, and its ratio to something else.
 fn row_of_ours(run: &Run, name: &str, ours: Duration, than: Duration) -> Row {
     let [ours, than] = [ours, than].map(|it| it.as_secs_f64());
-    let mut cells = vec![table::NONE.to_owned(); run.names.len()];
-    cells[0] = format!("{}: {:.1}×", seconds(ours), ours / than);
+    let cell = format!("{}: {:.1}×", seconds(ours), ours / than);
     Row {
         name: name.to_owned(),
-        cells,
+        cells: only_ours(run, cell),
         values: vec![],
         why: "",
     }
+}
+
+fn only_ours(run: &Run, cell: String) -> Vec<String> {
+    let mut cells = vec![table::NONE.to_owned(); run.names.len()];
+    cells[0] = cell;
+    cells
 }
 
 /// What it takes not to be called noise.

@@ -73,7 +73,7 @@ impl Plain {
         Ok(plain)
     }
 
-    /// Of what `ssh` was told about the server.
+    /// A setting of the ssh configuration for the server.
     pub fn ssh_setting(&self, key: &str) -> Result<String> {
         let text = fs::read_to_string(&self.ssh_config)?;
         let line = text.lines().find_map(|line| line.strip_prefix(key));

@@ -11,7 +11,7 @@ use crate::{
 fn exits_at_once() {
     is_refused(
         &faulty_app("B", "exits"),
-        &["it ended with status 3", "| fault: exits at once"],
+        &["it exited with status 3", "| fault: exits at once"],
     );
 }
 
@@ -27,7 +27,7 @@ fn never_listens() {
 fn is_not_healthy() {
     is_refused(
         &faulty_app("B", "unhealthy"),
-        &["it ended with status 1", "500"],
+        &["it exited with status 1", "500"],
     );
 }
 
@@ -47,7 +47,7 @@ fn is_empty() {
 #[test]
 fn is_truncated() {
     let whole = app("B");
-    is_refused(&whole[..whole.len() / 2], &["it ended with status"]);
+    is_refused(&whole[..whole.len() / 2], &["it exited with status"]);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn dies_within_the_settle_time() {
     let a = place.make_live(&app("A"));
     let said = place.activate(&place.upload(&faulty_app("B", "dies-once-ready")));
     assert!(
-        said.contains("verdict failed it was ready, then it ended"),
+        said.contains("verdict failed it was ready, then it exited"),
         "{said}"
     );
     assert!(said.contains("| fault: dies once ready"), "{said}");
@@ -108,7 +108,7 @@ fn the_first_ever_leaves_nothing_half_live() {
     let workspace = Workspace::new("first-ever");
     workspace.deploy(&faulty_app("A", "exits")).fails(&[
         "did not become live",
-        "it ended with status 3",
+        "it exited with status 3",
         "fault: exits at once",
         "nothing is live",
     ]);

@@ -1,99 +1,42 @@
-//! The build in a container, with a real builder; and the xtask with another config.rs.
+//! The build in a container, with a real builder.
 
 use std::{
-    env, fs,
+    fs,
     os::unix::{
         fs::{MetadataExt, symlink},
         process::CommandExt,
     },
     path::{Path, PathBuf},
     process::Command,
-    sync::Mutex,
     time::Instant,
 };
 
 use crate::{
-    app,
+    configured::{by, copy_workspace, xtask_with},
     lab::builder_image,
     site::Site,
     workspace::{Said, Workspace, said},
 };
 
-/// The xtask as it is with these edits of config.rs.
-pub fn xtask_with(name: &str, edits: &[(&str, &str)]) -> PathBuf {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _lock = ONE_AT_A_TIME.lock();
-    let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("xtask-configured");
-    let _ = fs::remove_dir_all(&copy);
-    copy_workspace(&copy);
-    let config = copy.join("xtask/src/config.rs");
-    let text = edits
-        .iter()
-        .fold(fs::read_to_string(&config).unwrap(), |text, (from, to)| {
-            assert!(text.contains(from), "config.rs has no {from:?} any more");
-            text.replacen(from, to, 1)
-        });
-    fs::write(&config, text).unwrap();
-    let built = Command::new("cargo")
-        .args(["build", "--quiet", "--package", "xtask", "--target-dir"])
-        .arg(app::TARGET)
-        .current_dir(&copy)
-        .env_remove("CARGO_MANIFEST_DIR")
-        .status();
-    assert!(built.unwrap().success());
-    let xtask = copy.with_file_name(format!("xtask-{name}"));
-    let _ = fs::remove_file(&xtask);
-    fs::copy(Path::new(app::TARGET).join("debug/xtask"), &xtask).unwrap();
-    xtask
-}
-
-/// The same command, by another xtask.
-pub fn by(xtask: &Path, command: &Command) -> Command {
-    let mut same = Command::new(xtask);
-    same.args(command.get_args())
-        .current_dir(command.get_current_dir().unwrap());
-    for (name, value) in command.get_envs() {
-        same.env(name, value.unwrap());
-    }
-    same
-}
-
-fn copy_workspace(to: &Path) {
-    for name in [
-        "Cargo.toml",
-        "Cargo.lock",
-        "app",
-        "xtask/Cargo.toml",
-        "xtask/benches",
-        "xtask/src",
-        "systemd",
-    ] {
-        let from = Path::new(app::WORKSPACE).join(name);
-        let to = to.join(name);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        let copied = Command::new("cp")
-            .args(["-r".as_ref(), from.as_os_str(), to.as_os_str()])
-            .status();
-        assert!(copied.unwrap().success());
-    }
-}
-
 #[test]
 fn a_static_binary_that_serves() {
-    let xtask = xtask_building_with(&builder_image().unwrap());
+    let xtask = xtask_building_with(&builder_image("x86_64").unwrap());
     let site = Site::set_up("musl");
     let root = &site.workspace.root;
     copy_workspace(root);
     site.workspace.commit();
-    let kept = keep_what_was_built(root);
+    // The folder that is kept may be closed to others.
+    let tool = root.join("target/tool");
+    fs::create_dir(root.join("target")).unwrap();
+    let copied = Command::new("cp").args([&xtask, &tool]).status();
+    assert!(copied.unwrap().success());
     let user = somebody();
     give(root, user);
-    give(&kept, user);
     let build = || {
         let start = Instant::now();
         let mut command = by(
-            &xtask,
-            &site.workspace.command(&["build", "--build", "docker"]),
+            &tool,
+            &site.workspace.command(&["build", "--build", "container"]),
         );
         become_user(&mut command, user);
         let built = said(&mut command);
@@ -106,7 +49,7 @@ fn a_static_binary_that_serves() {
     assert_eq!(again, binary);
     assert!(!compiled, "nothing had changed");
     let strangers = Command::new("find")
-        .args([root, &kept])
+        .arg(root)
         .args(["-not", "-user", &user.to_string()])
         .output()
         .unwrap();
@@ -121,7 +64,7 @@ fn a_static_binary_that_serves() {
         "{libraries}"
     );
 
-    // By default a server gets what the container builds.
+    // The container is the default for servers.
     give(root, myself());
     let mut deploy = by(&xtask, &site.command(&["deploy", &site.target()]));
     let live = said(&mut deploy).succeeds();
@@ -134,14 +77,14 @@ fn a_static_binary_that_serves() {
 }
 
 #[test]
-fn why_there_is_no_build() {
-    let image = builder_image().unwrap();
+fn a_failed_build_says_why() {
+    let image = builder_image("x86_64").unwrap();
     let (xtask, hopeless) = (
         xtask_building_with(&image),
         xtask_building_with("cutover-test.invalid/no-such-builder:1"),
     );
     let workspace = Workspace::new("builder");
-    // Without dependencies, which would be built first.
+    // It has no dependencies, which would be built first.
     for (file, text) in [
         (
             "Cargo.toml",
@@ -157,13 +100,18 @@ fn why_there_is_no_build() {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(file, text).unwrap();
     }
-    let build = |xtask: &Path| by(xtask, &workspace.command(&["build", "--build", "docker"]));
+    let build = |xtask: &Path| {
+        by(
+            xtask,
+            &workspace.command(&["build", "--build", "container"]),
+        )
+    };
     let check = |command: &mut Command, words: &[&str]| {
         let failed: Said = said(command);
         println!("{}", failed.people);
         failed.fails(words);
     };
-    // A PATH with what there is but the engine
+    // A PATH without the engine
     let tools = workspace.place.path("tools");
     fs::create_dir(&tools).unwrap();
     for tool in ["sh", "id", "git", "uname"] {
@@ -173,16 +121,16 @@ fn why_there_is_no_build() {
     }
     check(
         build(&xtask).env("PATH", &tools),
-        &["there is no `docker` on this machine", "--build host"],
+        &["`docker` is not installed", "--build host"],
     );
     check(
         build(&xtask).env("DOCKER_HOST", "unix:///nonexistent/docker.sock"),
-        &["docker does not run: ", "/nonexistent/docker.sock"],
+        &["docker does not work: ", "/nonexistent/docker.sock"],
     );
     check(
         &mut build(&hopeless),
         &[
-            "the image cutover-test.invalid/no-such-builder:1 is not to be had",
+            "cannot pull image `cutover-test.invalid/no-such-builder:1`",
             "`BUILDER`",
         ],
     );
@@ -195,33 +143,24 @@ fn why_there_is_no_build() {
     );
 }
 
-fn xtask_building_with(image: &str) -> PathBuf {
+pub fn xtask_building_with(image: &str) -> PathBuf {
     let line = |image: &str| format!("pub const BUILDER: &str = {image:?};");
     let from = line("ghcr.io/rust-cross/rust-musl-cross:{arch}-musl");
     let name = image.replace(['/', ':', '.'], "-");
     xtask_with(&name, &[(&from, &line(image))])
 }
 
-/// From one run of the tests to the next, so that only the first one takes a minute.
-fn keep_what_was_built(root: &Path) -> PathBuf {
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("musl");
-    fs::create_dir_all(&kept).unwrap();
-    fs::create_dir(root.join("target")).unwrap();
-    symlink(&kept, root.join("target/musl")).unwrap();
-    kept
-}
-
-fn myself() -> u32 {
+pub fn myself() -> u32 {
     fs::metadata("/proc/self").unwrap().uid()
 }
 
-/// Where root runs the tests, somebody else builds, so that whose the result is can be told.
+/// If root runs the tests, another user builds, to see that the result belongs to that user.
 fn somebody() -> u32 {
     const NOBODY: u32 = 65534;
     if myself() == 0 { NOBODY } else { myself() }
 }
 
-fn give(dir: &Path, user: u32) {
+pub fn give(dir: &Path, user: u32) {
     let chown = Command::new("chown")
         .arg("-R")
         .arg(user.to_string())
@@ -230,7 +169,7 @@ fn give(dir: &Path, user: u32) {
     assert!(chown.unwrap().success());
 }
 
-/// Who may use Docker.
+/// As a user who may use Docker.
 fn become_user(command: &mut Command, user: u32) {
     if user != myself() {
         let docker = fs::metadata("/var/run/docker.sock").unwrap().gid();

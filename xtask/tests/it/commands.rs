@@ -31,14 +31,14 @@ fn the_same_bytes_are_not_deployed_again() {
     let first = workspace.deploy(&app("A")).succeeds();
     let before = (workspace.place.processes(), workspace.place.history());
     let again = workspace.deploy(&app("A"));
-    assert!(again.people.contains("the same bytes"), "{again:?}");
+    assert!(again.people.contains("the same build"), "{again:?}");
     assert_eq!(again.succeeds(), first);
     assert_eq!(
         (workspace.place.processes(), workspace.place.history()),
         before
     );
 
-    // Where it does not run, it is.
+    // After a `stop` the same build is deployed again.
     workspace.xtask("stop", &[]).succeeds();
     workspace.deploy(&app("A")).succeeds();
     assert!(workspace.place.served().is_some());
@@ -58,7 +58,7 @@ fn a_dry_run_changes_nothing() {
 }
 
 #[test]
-fn a_new_directory_is_asked_where_to_listen_once() {
+fn a_new_directory_needs_a_listen_address_once() {
     let workspace = Workspace::new("listen");
     let fresh = workspace.place.path("fresh");
     let address = workspace.place.address.to_string();
@@ -74,12 +74,12 @@ fn a_new_directory_is_asked_where_to_listen_once() {
             .contains(&address)
     );
     let again = said(&mut workspace.command(&["setup", target]));
-    assert!(again.people.contains("is as it should be"), "{again:?}");
+    assert!(again.people.contains("is set up already"), "{again:?}");
     said(&mut workspace.command(&["stop", target])).succeeds();
 }
 
 #[test]
-fn status_and_history_for_programs() {
+fn status_and_history_print_json() {
     let workspace = Workspace::new("json");
     workspace.xtask("status", &[]).succeeds();
     let a = workspace.deploy(&app("A")).succeeds();
@@ -108,7 +108,25 @@ fn status_and_history_for_programs() {
     }
 }
 
-/// By the judgement of somebody else.
+#[test]
+fn a_host_that_is_away_is_in_the_json_with_its_error() {
+    let workspace = Workspace::new("away");
+    let host = "deploy@cutover-test.invalid";
+    let target = format!("{host}:/srv/app");
+    for command in ["status", "history"] {
+        let said = said(&mut workspace.command(&[command, &target, "--json"]));
+        let list = format!(
+            "{{\"target\": \"{target}\", \"hosts\": [{{\"host\": \"{host}\", \"error\": \"cannot connect"
+        );
+        assert!(
+            said.code == 1 && said.programs.starts_with(&list),
+            "{said:?}"
+        );
+        is_json(&said.programs);
+    }
+}
+
+/// Python decides.
 fn is_json(text: &str) {
     let python = Command::new("python3")
         .args(["-c", "import json,sys; json.loads(sys.argv[1])", text])
@@ -117,7 +135,7 @@ fn is_json(text: &str) {
 }
 
 #[test]
-fn status_and_history_for_people() {
+fn status_and_history_are_readable() {
     let workspace = Workspace::new("people");
     let a = workspace.deploy(&app("A")).succeeds();
     let b = workspace.deploy(&app("B")).succeeds();
@@ -138,7 +156,7 @@ fn status_and_history_for_people() {
 }
 
 #[test]
-fn logs_are_the_apps_own() {
+fn logs_shows_the_log_of_the_app() {
     let workspace = Workspace::new("logs");
     workspace.deploy(&app("A")).succeeds();
     let logs = workspace.xtask("logs", &[]).succeeds();
@@ -186,7 +204,7 @@ fn start_and_stop() {
 }
 
 #[test]
-fn what_was_never_deployed_to() {
+fn commands_explain_that_nothing_was_deployed() {
     let workspace = Workspace::new("nothing");
     let target = workspace.place.path("nothing");
     for command in [
@@ -202,10 +220,10 @@ fn what_was_never_deployed_to() {
 }
 
 #[test]
-fn a_tree_without_a_commit() {
+fn a_deploy_needs_a_commit() {
     let workspace = Workspace::new("no-commit");
     fs::remove_dir_all(workspace.root.join(".git")).unwrap();
-    // Not the repository that the temporary directory may be in.
+    // The temporary directory may lie in another repository.
     let ceiling = workspace.place.dir.clone();
     fs::write(workspace.root.join("binary"), app("A")).unwrap();
     let target = ceiling.to_str().unwrap();
@@ -223,7 +241,7 @@ fn a_tree_without_a_commit() {
 }
 
 #[test]
-fn a_dirty_tree_is_marked() {
+fn uncommitted_changes_are_marked_in_the_version() {
     let workspace = Workspace::new("dirty");
     fs::write(workspace.root.join("new-page.html"), "not known to git").unwrap();
     let version = workspace.deploy(&app("A")).succeeds();
@@ -248,13 +266,13 @@ fn a_failing_build_changes_nothing() {
 }
 
 #[test]
-fn ctrl_c_ends_the_following_and_not_the_activation() {
+fn ctrl_c_stops_following_and_the_activation_continues() {
     let workspace = Workspace::new("ctrl-c");
     workspace.deploy(&app("A")).succeeds();
     fs::write(workspace.root.join("binary"), app("B")).unwrap();
     let target = workspace.place.dir.to_str().unwrap().to_owned();
     let mut deploy = workspace.command(&["deploy", &target]);
-    // In a process group of its own, as a terminal's foreground is one.
+    // A terminal sends Ctrl-C to a whole process group, so the command gets one of its own.
     std::os::unix::process::CommandExt::process_group(&mut deploy, 0);
     let mut deploy = deploy
         .stderr(Stdio::piped())
@@ -265,7 +283,7 @@ fn ctrl_c_ends_the_following_and_not_the_activation() {
     let mut line = String::new();
     while !line.contains("Watching") {
         line.clear();
-        assert_ne!(people.read_line(&mut line).unwrap(), 0, "it ended before");
+        assert_ne!(people.read_line(&mut line).unwrap(), 0, "it exited before");
     }
     let group = format!("-{}", deploy.id());
     assert!(
@@ -279,7 +297,8 @@ fn ctrl_c_ends_the_following_and_not_the_activation() {
     let mut rest = String::new();
     people.read_to_string(&mut rest).unwrap();
     assert!(
-        rest.contains("goes on") && rest.contains("`cargo xtask status"),
+        rest.contains("the activation continues on the host")
+            && rest.contains("`cargo xtask status"),
         "{rest}"
     );
 

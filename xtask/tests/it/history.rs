@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::{
     app::{app, faulty_app},
-    place::Version,
+    place::{Version, wait_until},
     workspace::Workspace,
 };
 
@@ -60,17 +60,23 @@ fn failures_push_no_good_version_out() {
         let said = place.activate(&place.upload(&faulty_app(&format!("bad {n}"), "exits")));
         assert!(said.contains("verdict failed"), "{said}");
     }
-    assert_eq!(place.files("versions"), names(&early));
+    // Nor do restarts of what is live.
+    for _ in 0..4 {
+        place.make_live_again(&early[2]);
+    }
+    // It prunes after it has told its verdict.
+    let kept = |versions: &[Version]| place.files("versions") == names(versions);
+    wait_until("only the good ones to be left", || kept(&early));
     let late = ["D", "E", "F"].map(|label| place.make_live(&app(label)));
     place.wait_for_processes(1);
     // What still ran was left; the next activation of anything takes it away.
     place.make_live_again(&late[2]);
-    assert_eq!(place.files("versions"), names(&late));
+    wait_until("only the late ones to be left", || kept(&late));
 
     let gone = &early[0].name;
     workspace
         .xtask("rollback", &["--to", gone])
-        .fails(&["nothing was changed", gone, "not kept"]);
+        .fails(&["nothing was changed", gone]);
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use std::{
     fs,
-    process::Stdio,
+    process::Command,
     thread::{self, sleep},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -36,7 +36,7 @@ fn eight_at_once_go_one_by_one() {
     assert_eq!(waited.len(), 7, "{said:?}");
     let told_whom = waited
         .iter()
-        .filter(|it| it.contains("Waiting for tester@test, who has been activating 2026"));
+        .filter(|it| it.contains("Waiting for tester@test as root, who has been activating 2026"));
     assert_eq!(told_whom.count(), 7, "{waited:?}");
 
     let history = place.history();
@@ -58,20 +58,60 @@ fn eight_at_once_go_one_by_one() {
 fn a_killed_holder_blocks_nobody() {
     let place = Place::new("killed-holder");
     let a = place.upload(&app("A"));
-    let mut holder = place.script(&["perform", &a.name, &a.sha256, "killed@test"]);
-    let mut holder = holder.stdout(Stdio::null()).spawn().unwrap();
-    wait_until("it to hold the lock", || {
-        fs::read_to_string(place.path("lock")).is_ok_and(|it| it.contains("killed@test"))
+    let b = place.upload(&app("B"));
+    thread::scope(|threads| {
+        let holder = threads.spawn(|| place.activate(&a));
+        wait_until("it to hold the lock", || {
+            fs::read_to_string(place.path("lock")).is_ok_and(|it| it.contains("tester@test"))
+        });
+        let next = threads.spawn(|| place.activate(&b));
+        sleep(Duration::from_millis(100));
+        kill_worker(&fs::read_to_string(place.path("lock")).unwrap(), &place);
+        let said = holder.join().unwrap();
+        assert!(said.contains("\nverdict failed it was killed\n"), "{said}");
+        let said = next.join().unwrap();
+        assert!(said.contains("\nverdict live\n"), "{said}");
     });
-    holder.kill().unwrap();
-    holder.wait().unwrap();
-    let b = place.make_live(&app("B"));
-    assert!(
-        place.history()[0].contains("\tfailed\t"),
-        "{:?}",
-        place.history()
+    let history = place.history();
+    assert!(history[0].contains("\tfailed\t"), "{history:?}");
+    assert_eq!((history.len(), place.live()), (2, Some(b.name)));
+}
+
+/// The attempt's last field names its activation, whose log begins `worker PID`.
+fn kill_worker(attempt: &str, place: &Place) {
+    let activation = attempt.trim_end().rsplit('\t').next().unwrap();
+    let log = fs::read_to_string(place.path("log").join(activation)).unwrap();
+    let pid = log.lines().next().unwrap().strip_prefix("worker ").unwrap();
+    let kill = Command::new("kill").args(["-KILL", pid]).status();
+    assert!(kill.unwrap().success());
+}
+
+#[test]
+fn only_so_many_may_wait() {
+    let place = &Place::new("queue");
+    let version = place.upload(&app("A"));
+    let lock = fs::File::create(place.path("lock")).unwrap();
+    lock.lock().unwrap();
+    let said: Vec<String> = thread::scope(|threads| {
+        let all: Vec<_> = (0..16)
+            .map(|_| threads.spawn(|| place.activate(&version)))
+            .collect();
+        // No assertion while the lock is held: the threads would wait for it.
+        let begun = Instant::now();
+        let waiting = || place.logs_with("Waiting for another command");
+        while waiting() < 12 && begun.elapsed() < Duration::from_secs(30) {
+            sleep(Duration::from_millis(20));
+        }
+        lock.unlock().unwrap();
+        all.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    let with = |words: &str| said.iter().filter(|it| it.contains(words)).count();
+    assert_eq!(
+        with("\nverdict failed 12 others are waiting"),
+        4,
+        "{said:?}"
     );
-    assert_eq!(place.live(), Some(b.name));
+    assert_eq!(with("\nverdict live\n"), 12, "{said:?}");
 }
 
 #[test]

@@ -1,24 +1,40 @@
-//! The tests of the xtask and of the script, all against real processes. The files
-//! `app`, `http`, `load`, `place` and `workspace` are what they are made of.
+//! The tests of the xtask and of the script, all against real processes. `kit` is what
+//! they are made of.
 
-mod app;
-mod builder;
-mod http;
-mod lab;
-mod load;
-mod place;
-mod site;
-mod workspace;
+mod kit;
 
+mod adoption;
 mod bad_versions;
+mod builder;
+mod cluster;
 mod commands;
 mod crash_points;
 mod disk_full;
+mod first_server;
+mod fleet;
 mod history;
 mod hostile;
+mod https;
+mod internet;
 mod lock;
+mod notes;
+#[path = "../../../app/tests/it/page.rs"]
+mod page;
+mod releases;
 mod servers;
+mod servers_arm64;
 mod servers_attacked;
+mod servers_boot;
 mod servers_cut;
+mod servers_frozen;
+mod servers_healed;
+mod servers_soak;
+mod servers_trial;
+mod servers_workflow;
+mod state;
 mod switches;
+mod test_command;
 mod tour;
+mod without_systemd;
+
+use kit::{app, configured, http, lab, load, place, site, workspace};

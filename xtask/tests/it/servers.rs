@@ -1,4 +1,4 @@
-//! Against real servers: sshd and systemd, each in a container.
+//! Real servers: sshd and systemd, each in a container.
 
 use std::{
     fs::{self, Permissions},
@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     app::{app, faulty_app},
-    builder::{by, xtask_with},
+    configured::{by, xtask_with},
     http,
     load::{Connections, Load, Report},
     place::wait_until,
@@ -17,7 +17,7 @@ use crate::{
     workspace::said,
 };
 
-/// What the settings of a target are, for tests that make many switches.
+/// Sets the settle time to 0, for tests with many switches.
 const QUICK: &str = "sed -i 's/settle=[0-9.]*/settle=0/' /srv/app/settings";
 
 #[test]
@@ -26,7 +26,7 @@ fn from_bare_to_live_and_back() {
     let a = site.deploy(&app("A")).succeeds();
     assert_eq!(site.served(), a.trim());
     let again = site.deploy(&app("A"));
-    assert!(again.people.contains("the same bytes"), "{again:?}");
+    assert!(again.people.contains("the same build"), "{again:?}");
     let b = site.deploy(&app("B")).succeeds();
     wait_until("B to serve alone", || site.instances() == 1);
     assert_eq!(site.served(), b.trim());
@@ -67,6 +67,32 @@ fn from_bare_to_live_and_back() {
 }
 
 #[test]
+fn a_name_that_the_system_has_already() {
+    let site = Site::bare("taken-names");
+    let files = "getent passwd; getent group; find / -xdev -newer /root/before -type f \
+        -not -path '/proc/*' -not -path '/var/log/*' -not -path '/sys/*'; ls -A /srv";
+    site.root("sleep 1; touch /root/before; sleep 1");
+    let before = site.root(files);
+    let units = ["ssh", "dbus", "rsync", "systemd-journald", "user"]
+        .map(|name| (name, "is another service's; choose another name"));
+    let users = [
+        ("mail", "its user mail is the system's"),
+        ("nobody", "its user nobody is a person's"),
+        ("admin", "its user admin is a person's"),
+    ];
+    for (name, taken) in units.into_iter().chain(users) {
+        let target = format!("deploy@{}:/srv/{name}", site.name);
+        let setup = ["setup", &*target, "--as", "root", "--listen", "0.0.0.0:80"];
+        said(&mut site.command(&setup)).fails(&[taken]);
+        assert_eq!(site.root(files), before, "{name}");
+    }
+    assert_eq!(
+        site.root("systemctl is-active ssh dbus"),
+        "active\nactive\n"
+    );
+}
+
+#[test]
 fn an_app_of_another_name() {
     let name = ("NAME: &str = \"app\"", "NAME: &str = \"web-shop\"");
     let xtask = xtask_with("of-another-name", &[name]);
@@ -74,9 +100,9 @@ fn an_app_of_another_name() {
     let cargo = site.workspace.root.join("cargo");
     let text = fs::read_to_string(&cargo).unwrap();
     fs::write(&cargo, text.replace("release/app", "release/web-shop")).unwrap();
-    let target = site.target();
+    let target = "deploy@renamed:/srv/web-shop";
     let run = |args: &[&str]| {
-        let args = [&[args[0], &target], &args[1..]].concat();
+        let args = [&[args[0], target], &args[1..]].concat();
         said(&mut by(&xtask, &site.command(&args))).succeeds()
     };
     let deploy = |label: &str| {
@@ -85,7 +111,7 @@ fn an_app_of_another_name() {
     };
     let serves = |version: &str| {
         let version = version.trim();
-        let process = format!("pgrep -c -u web-shop -f '^/srv/app/run/web-shop-{version}'");
+        let process = format!("pgrep -c -u web-shop -f '^/srv/web-shop/run/web-shop-{version}'");
         wait_until(version, || site.root(&process) == "1\n");
         assert_eq!(http::get(site.address(), "/").unwrap().status, 200);
     };
@@ -117,7 +143,10 @@ fn bad_versions_never_become_live() {
             b"#!/bin/sh\necho pwned\n".to_vec(),
             "not an executable for this machine",
         ),
-        (whole[..whole.len() / 2].to_vec(), "it did not become ready"),
+        (
+            whole[..whole.len() / 2].to_vec(),
+            "it exited before it was ready",
+        ),
         (other, "not an executable for this machine"),
     ] {
         let load = Load::start(site.address(), 2, Connections::New);
@@ -131,7 +160,7 @@ fn bad_versions_never_become_live() {
             report.lost
         );
     }
-    // This one has requests in its hands when it dies.
+    // This version dies while it answers requests, so the load would notice.
     site.deploy(&faulty_app("B", "dies-once-ready")).fails(&[
         "it was ready, then it",
         "dies once ready",
@@ -169,14 +198,14 @@ fn a_rollback_does_not_wait_for_a_drain() {
     let site = Site::set_up("at-once");
     let a = site.deploy(&app("A")).succeeds();
     let address = site.address();
-    let mut long = vec![thread::spawn(move || http::get(address, "/slow/20"))];
+    let mut long = vec![thread::spawn(move || http::get(address, "/slow/25"))];
     sleep(Duration::from_millis(200));
     let b = site.deploy(&app("B")).succeeds();
     sleep(Duration::from_secs(1));
     let start = Instant::now();
     assert_eq!(site.xtask("rollback", &[]).succeeds(), a);
     println!(
-        "rolled back in {:?}, 1 s of which it was watched",
+        "figure: a rollback during a drain takes {:?}, 1 s of it settle time",
         start.elapsed()
     );
     assert!(
@@ -184,20 +213,26 @@ fn a_rollback_does_not_wait_for_a_drain() {
         "{:?}",
         start.elapsed()
     );
-    assert!(!long[0].is_finished(), "it would have been no test");
+    assert!(
+        !long[0].is_finished(),
+        "the old instance does not drain any more"
+    );
 
-    // Forth and back, each with a request that outlives its instance.
+    // Back and forth, with a request at each step that outlasts the switch.
     site.root(QUICK);
     for to in [&b, &a, &b, &a] {
-        long.push(thread::spawn(move || http::get(address, "/slow/6")));
+        long.push(thread::spawn(move || http::get(address, "/slow/15")));
         sleep(Duration::from_millis(100));
         assert_eq!(&site.xtask("rollback", &["--to", to.trim()]).succeeds(), to);
     }
-    assert!(site.instances() > 2, "the old ones still drain");
+    assert!(
+        site.instances() > 2,
+        "the old instances do not drain any more"
+    );
     for answer in long {
         assert_eq!(answer.join().unwrap().unwrap().status, 200);
     }
-    wait_until("all to have drained", || site.instances() == 1);
+    wait_until("all old instances to exit", || site.instances() == 1);
     assert_eq!(site.served(), a.trim());
 }
 
@@ -224,7 +259,7 @@ fn no_request_of_a_million_is_lost() {
         };
         let said = site.xtask(command, &args);
         assert!(
-            said.code == 0 || said.people.contains("is live"),
+            said.code == 0 || said.people.contains("is live already"),
             "{said:?}"
         );
         switches += 1;
@@ -232,7 +267,7 @@ fn no_request_of_a_million_is_lost() {
     let reports = loads.map(Load::stop);
     for (kind, (report, calm)) in ["new", "kept"].into_iter().zip(reports.iter().zip(&calm)) {
         println!(
-            "{switches} switches, {kind} connections: {} lost, {} answered; p99.9 {:?}, without switches {:?}",
+            "figure: {switches} switches, {kind} connections: {} lost, {} answered; p99.9 {:?}, without switches {:?}",
             report.lost.len(),
             report.answered.len(),
             report.p999(),
@@ -248,19 +283,19 @@ fn no_request_of_a_million_is_lost() {
     ] {
         let report = shell_script(&site, signal);
         println!(
-            "10 switches of the shell script with {server}: {} lost, {} answered; p99.9 {:?}",
+            "figure: 10 switches of the shell script with {server}: {} lost, {} answered; p99.9 {:?}",
             report.lost.len(),
             report.answered.len(),
             report.p999()
         );
         assert!(
             signal == "SIGTERM" || report.lost.len() > 10,
-            "a load that notices nothing proves nothing"
+            "the load does not notice lost connections"
         );
     }
 }
 
-/// The way of the script that this began as, for comparison: `rm`, `ln -s`, restart.
+/// For comparison, the shell script that this project began as: `rm`, `ln -s`, restart.
 fn shell_script(site: &Site, signal: &str) -> Report {
     site.root(&format!(
         "mkdir -p /srv/plain && cd /srv/plain && cp /srv/app/versions/app-* .
@@ -295,21 +330,21 @@ fn a_hundred_deploys_leave_nothing_behind() {
              sha=$(sha256sum </tmp/next | cut -d ' ' -f 1)
              v={names}-$(echo $sha | head -c 12)
              cp /tmp/next incoming/app-$v
-             bin/activate perform $v $sha test@test | tail -n 1
+             bin/activate activate $v $sha test@test | tail -n 1
          done"
     ));
     assert_eq!(said.matches("verdict live").count(), 100, "{said}");
-    wait_until("the last to drain", || site.instances() == 1);
+    wait_until("the old instance to exit", || site.instances() == 1);
     site.xtask("restart", &[]).succeeds();
-    wait_until("the last to drain", || site.instances() == 1);
+    wait_until("the old instance to exit", || site.instances() == 1);
     site.xtask("restart", &[]).succeeds();
     let count = |command: &str| -> usize { site.root(command).trim().parse().unwrap() };
     assert_eq!(count("ls /srv/app/versions | wc -l"), 5);
     assert_eq!(count("ls -A /srv/app/incoming | wc -l"), 0);
     assert!(count("ls -A /srv/app/run | wc -l") <= 4);
-    assert!(count("ls -A /srv/app/log | wc -l") <= 51);
+    assert!(count("ls /srv/app/log | wc -l") <= 60);
     assert!(count("ls -A /srv/app | wc -l") <= 10);
-    wait_until("the last to drain", || site.instances() == 1);
+    wait_until("the old instance to exit", || site.instances() == 1);
     assert_eq!(
         count(
             "systemctl list-units --all --plain --no-legend 'app*' | grep -vc 'app.socket\\|app.service'"
@@ -331,14 +366,14 @@ fn without_overlap_connections_wait_in_the_socket() {
     let a = site.deploy(&app("A")).succeeds();
     let load = Load::start(site.address(), 4, Connections::New);
     let b = site.deploy(&app("B")).succeeds();
-    assert_eq!(site.instances(), 1, "never two at once");
+    assert_eq!(site.instances(), 1, "two instances run at once");
     site.deploy(&faulty_app("C", "exits")).fails(&[
         "fault: exits at once",
         &format!("{} still serves", b.trim()),
     ]);
     site.deploy(b"no program")
         .fails(&["not an executable", &format!("{} still serves", b.trim())]);
-    assert_eq!(site.instances(), 1, "the old one had not stopped");
+    assert_eq!(site.instances(), 1, "the old instance was stopped");
     assert_eq!(site.xtask("rollback", &[]).succeeds(), a);
     let report = load.stop();
     assert!(report.lost.is_empty(), "{:?}", report.lost);
@@ -346,7 +381,7 @@ fn without_overlap_connections_wait_in_the_socket() {
 }
 
 #[test]
-fn a_version_that_ignores_sigterm_is_gone_in_the_end() {
+fn a_version_that_ignores_sigterm_is_killed() {
     let site = Site::set_up("deaf");
     site.root(QUICK);
     site.root("sed -i 's/TimeoutStopSec=35/TimeoutStopSec=2/' /etc/systemd/system/app@.service; systemctl daemon-reload");
@@ -357,26 +392,26 @@ fn a_version_that_ignores_sigterm_is_gone_in_the_end() {
 }
 
 #[test]
-fn a_patch_goes_over_the_wire_where_both_can_and_else_rsync() {
+fn an_upload_is_a_patch_and_otherwise_rsync() {
     let site = Site::set_up("patch");
     site.root(QUICK);
-    // Where nothing is live yet, all of it goes the same way.
+    // The first upload is compressed as a whole; without rsync, to show that it is not used.
     site.root("mv /usr/bin/rsync /usr/bin/rsync.away");
     site.deploy(&app("A")).succeeds();
     site.root("mv /usr/bin/rsync.away /usr/bin/rsync");
     let little = (app("A").len() * 12 / 1000 + 8000) as u64;
     let zstd_here = site.workspace.place.path("shims/zstd");
     let sent = site.workspace.root.join("target/sent");
-    type Spoil<'a> = &'a dyn Fn();
-    let cases: [(&str, Spoil, bool); 6] = [
-        ("nothing is amiss", &|| {}, true),
+    type Break<'a> = &'a dyn Fn();
+    let cases: [(&str, Break, bool); 6] = [
+        ("both sides have zstd", &|| {}, true),
         (
             "the host has no zstd",
             &|| drop(site.root("mv /usr/bin/zstd /usr/bin/zstd.away")),
             false,
         ),
         (
-            "its zstd makes something else",
+            "the host's zstd writes something else",
             &|| {
                 site.root("printf '#!/bin/sh\\necho x\\n' >/usr/bin/zstd; chmod +x /usr/bin/zstd");
             },
@@ -392,7 +427,7 @@ fn a_patch_goes_over_the_wire_where_both_can_and_else_rsync() {
             false,
         ),
         (
-            "what is live is not known here",
+            "the live version is not kept here",
             &|| {
                 fs::remove_file(&zstd_here).unwrap();
                 fs::remove_dir_all(&sent).unwrap();
@@ -400,23 +435,23 @@ fn a_patch_goes_over_the_wire_where_both_can_and_else_rsync() {
             false,
         ),
         (
-            "what is kept here is not what is live",
+            "the kept version has other bytes",
             &|| {
                 for kept in fs::read_dir(&sent).unwrap() {
-                    fs::write(kept.unwrap().path(), "not that").unwrap();
+                    fs::write(kept.unwrap().path(), "other bytes").unwrap();
                 }
             },
             false,
         ),
     ];
-    for (amiss, spoil, is_patch) in cases {
-        spoil();
+    for (case, break_it, is_patch) in cases {
+        break_it();
         let before = site.received();
-        let live = site.deploy(&app(amiss)).succeeds();
+        let live = site.deploy(&app(case)).succeeds();
         let received = site.received() - before;
-        println!("{amiss}: the server received {received} bytes");
+        println!("figure: {case}: the server received {received} bytes");
         assert_eq!(site.served(), live.trim());
-        assert!(!is_patch || received < little, "{amiss}: {received}");
+        assert!(!is_patch || received < little, "{case}: {received}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! What clients notice of a switch: nothing.
+//! Clients do not notice a switch.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ fn no_request_is_lost_over_twenty_switches() {
         let report = load.stop();
         let answered = report.answered.len();
         println!(
-            "{kind} connections: {} lost, {answered} answered",
+            "figure: 20 switches without systemd, {kind} connections: {} lost, {answered} answered",
             report.lost.len()
         );
         assert!(report.lost.is_empty(), "{kind}: {:?}", report.lost);
@@ -40,7 +40,7 @@ fn no_request_is_lost_over_twenty_switches() {
 }
 
 #[test]
-fn what_was_begun_is_finished() {
+fn open_requests_are_finished() {
     let place = Place::new("in-flight");
     place.set("ready=5 settle=0.2 drain=5 keep=5 overlap=true");
     let a = place.make_live(&app("A"));
@@ -54,14 +54,14 @@ fn what_was_begun_is_finished() {
     for answer in slow {
         let answer = answer.join().unwrap().unwrap();
         assert_eq!((answer.status, &*answer.body), (200, "done\n"));
-        assert_eq!(answer.header("x-version"), Some(&*a.name));
+        assert_eq!(answer.version(), Some(&*a.name));
         assert!(answer.closes());
     }
     place.wait_for_processes(1);
 }
 
 #[test]
-fn half_a_request_does_not_hold_up_the_drain() {
+fn half_a_request_does_not_delay_the_drain() {
     let place = Place::new("half-sent");
     place.set("ready=5 settle=0.1 drain=2 keep=5 overlap=true");
     place.make_live(&app("A"));
@@ -94,7 +94,7 @@ fn a_drain_ends_at_its_deadline() {
 }
 
 #[test]
-fn event_streams_come_back_to_the_new_version() {
+fn event_streams_end_and_reconnect_to_the_new_version() {
     let place = Place::new("events");
     place.set("ready=5 settle=0.1 drain=5 keep=5 overlap=true");
     let a = place.make_live(&app("A"));
@@ -105,13 +105,13 @@ fn event_streams_come_back_to_the_new_version() {
     while stream.read_line().is_ok() {}
     assert!(
         start.elapsed() < Duration::from_secs(3),
-        "it was cut at the deadline, not ended"
+        "the stream was cut at the deadline"
     );
     stream_until(place.address, &b.name).unwrap();
     place.wait_for_processes(1);
 }
 
-/// The version that is called back still drains, and goes on with that.
+/// The version before still drains from the deploy. A second instance of it starts.
 #[test]
 fn rollback_right_after_a_deploy() {
     let place = Place::new("at-once");
@@ -125,7 +125,7 @@ fn rollback_right_after_a_deploy() {
     let start = Instant::now();
     place.make_live_again(&a);
     println!(
-        "rolled back in {:?}, 0.3 s of which it was watched",
+        "figure: a rollback during a drain takes {:?}, 0.3 s of it settle time",
         start.elapsed()
     );
     assert!(
@@ -134,19 +134,16 @@ fn rollback_right_after_a_deploy() {
         start.elapsed()
     );
     assert_eq!(place.served().as_ref(), Some(&a.name));
-    // Nor is the one that drains taken for the one that serves.
+    // The draining instance is not taken for the one that serves.
     let failed = place.activate(&place.upload(&faulty_app("C", "exits")));
     assert!(failed.contains("verdict failed"), "{failed}");
     assert_eq!(place.served().as_ref(), Some(&a.name));
     let answer = long.join().unwrap().unwrap();
-    assert_eq!(
-        (answer.status, answer.header("x-version")),
-        (200, Some(&*a.name))
-    );
+    assert_eq!((answer.status, answer.version()), (200, Some(&*a.name)));
 }
 
-/// Two instances of the live version then, of which the older one serves. By number: the
-/// ninth is older than the tenth.
+/// A killed restart leaves two instances of the live version. The older one serves, by its
+/// number: the ninth is older than the tenth.
 #[test]
 fn after_a_killed_restart_the_older_instance_stays() {
     let place = Place::new("killed-restart");
@@ -184,7 +181,7 @@ fn kill_while_it_watches(place: &Place, version: &Version) {
 }
 
 #[test]
-fn without_overlap_never_two_at_once() {
+fn without_overlap_two_instances_never_run_at_once() {
     let place = Place::new("no-overlap");
     place.set("ready=5 settle=0.1 drain=5 keep=5 overlap=false");
     let a = place.make_live(&app("A"));
@@ -193,7 +190,11 @@ fn without_overlap_never_two_at_once() {
     assert_eq!(place.served(), Some(b.name.clone()));
     let said = place.activate(&place.upload(&faulty_app("C", "exits")));
     assert!(said.contains("verdict failed"), "{said}");
-    assert_eq!(place.served(), Some(b.name.clone()), "the old one is back");
+    assert_eq!(
+        place.served(),
+        Some(b.name.clone()),
+        "the old version does not serve again"
+    );
     assert_eq!(place.status("rollback"), [b.name, a.name]);
 }
 

@@ -54,17 +54,22 @@ fn clone_deploy_edit_deploy_roll_back() {
     assert!(local.join("current").exists() && place.served().is_none());
 }
 
-fn xtask(dir: &Path, args: &[&str]) -> Said {
+pub fn xtask(dir: &Path, args: &[&str]) -> Said {
     let mut cargo = Command::new("cargo");
-    for (name, _) in
-        std::env::vars().filter(|(name, _)| name.starts_with("CARGO") && name != "CARGO_HOME")
-    {
-        cargo.env_remove(name);
-    }
+    without_cargo(&mut cargo);
     said(cargo.arg("xtask").args(args).current_dir(dir))
 }
 
-fn copy_what_git_would_clone(to: &Path) {
+/// Without the variables that cargo sets for this test.
+pub fn without_cargo(command: &mut Command) -> &mut Command {
+    let is_set = |name: &String| name.starts_with("CARGO") && name != "CARGO_HOME";
+    for name in std::env::vars().map(|(name, _)| name).filter(is_set) {
+        command.env_remove(name);
+    }
+    command
+}
+
+pub fn copy_what_git_would_clone(to: &Path) {
     let list = [
         "ls-files",
         "-z",
@@ -89,7 +94,7 @@ fn copy_what_git_would_clone(to: &Path) {
     }
 }
 
-fn git(dir: &Path, args: &[&str]) {
+pub fn git(dir: &Path, args: &[&str]) {
     let identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"];
     assert!(
         Command::new("git")

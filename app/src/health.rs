@@ -1,0 +1,37 @@
+//! Whether the app is well, and which version it is.
+
+use axum::Json;
+use axum::http::HeaderName;
+use axum::http::header::CACHE_CONTROL;
+use axum::response::IntoResponse;
+use serde::Serialize;
+
+const NO_STORE: [(HeaderName, &str); 1] = [(CACHE_CONTROL, "no-store")];
+
+/// A version that does not answer with 200 is not deployed, and one that stops doing so is
+/// restarted. Check here what the app cannot work without, such as its database.
+pub async fn healthz() -> impl IntoResponse {
+    (NO_STORE, "ok\n")
+}
+
+pub async fn version() -> impl IntoResponse {
+    (NO_STORE, Json(Version::of_this_process()))
+}
+
+#[derive(Serialize)]
+pub struct Version {
+    version: &'static str,
+    /// `None` if the app was not deployed, as under `cargo run`.
+    instance: Option<&'static str>,
+    pid: u32,
+}
+
+impl Version {
+    pub fn of_this_process() -> Version {
+        Version {
+            version: cutover::version(),
+            instance: cutover::instance(),
+            pid: std::process::id(),
+        }
+    }
+}

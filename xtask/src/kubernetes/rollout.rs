@@ -1,0 +1,362 @@
+//! A rollout: a change of the Deployment, followed until the new pods serve alone. If they
+//! do not, the version before is put back.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::sleep,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use signal_hook::{consts::SIGINT, flag};
+
+use super::{
+    Cluster, MANAGER, is_disconnected,
+    state::{Pod, ReplicaSet, State},
+};
+use crate::{
+    json, terminal,
+    version::{self, Version},
+};
+
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
+
+/// The pods' last lines are shown after a failure.
+const LAST_LINES: &str = "--tail=10";
+const LOG_ATTEMPTS: u32 = 5;
+
+/// How a rollout ended, as far as the cluster is concerned.
+enum End {
+    Live(State),
+    Failed(String),
+    /// Somebody has changed the Deployment meanwhile.
+    Replaced(String),
+    Interrupted,
+}
+
+/// What has to be known for following a rollout and for undoing it.
+pub(super) struct Rollout<'a> {
+    pub cluster: &'a Cluster<'a>,
+    pub before: &'a State,
+    pub version: &'a Version,
+    pub by: &'a str,
+    pub interrupted: Arc<AtomicBool>,
+}
+
+impl<'a> Rollout<'a> {
+    pub fn new(
+        cluster: &'a Cluster<'a>,
+        before: &'a State,
+        version: &'a Version,
+        by: &'a str,
+    ) -> Result<Rollout<'a>> {
+        let interrupted = Arc::new(AtomicBool::new(false));
+        flag::register(SIGINT, Arc::clone(&interrupted))?;
+        Ok(Rollout {
+            cluster,
+            before,
+            version,
+            by,
+            interrupted,
+        })
+    }
+
+    /// Follows the change with this number. Prints the version, or JSON if that is wanted.
+    pub fn conclude(&self, generation: u64, json: bool) -> Result<()> {
+        let result = self.finish(generation);
+        match &result {
+            _ if json => println!("{}", self.json(result.as_ref().err())),
+            Ok(()) => println!("{}", self.version),
+            Err(_) => {}
+        }
+        result
+    }
+
+    pub fn finish(&self, generation: u64) -> Result<()> {
+        let (cluster, version) = (self.cluster, self.version);
+        match self.follow(generation)? {
+            End::Live(state) => {
+                cluster.note_live(&state)?;
+                cluster.prune(&state)?;
+                terminal::step("Live", &format!("{version} on {}", cluster.name()));
+                Ok(())
+            }
+            End::Failed(why) => {
+                let still = self.put_back(generation);
+                let still = still.unwrap_or_else(|error| format!("cannot put back: {error:#}"));
+                bail!(
+                    "{version} did not become live on {}: {why}\n{still}",
+                    cluster.name()
+                )
+            }
+            End::Replaced(by) => bail!(
+                "{version} did not become live on {}: {by} has changed the Deployment meanwhile\n\
+                 hint: `cargo xtask status {}` shows what is live",
+                cluster.name(),
+                cluster.target.name
+            ),
+            End::Interrupted => bail!(
+                "stopped following; the rollout of {version} continues on {}\n\
+                 hint: `cargo xtask status {}` shows what is live",
+                cluster.name(),
+                cluster.target.name
+            ),
+        }
+    }
+
+    fn follow(&self, generation: u64) -> Result<End> {
+        let mut shown = String::new();
+        loop {
+            let read = self.cluster.patiently(|| self.cluster.state());
+            if self.interrupted.load(Relaxed) {
+                return Ok(End::Interrupted);
+            }
+            let state = read?;
+            let Some(deployment) = &state.deployment else {
+                return Ok(End::Replaced("somebody".to_owned()));
+            };
+            if deployment.generation != generation {
+                return Ok(End::Replaced(deployment.by.clone()));
+            }
+            if state.is_complete() {
+                return Ok(End::Live(state));
+            }
+            if let Some((why, pod)) = state.failure() {
+                pod.inspect(|pod| self.cluster.show_last_lines(pod));
+                return Ok(End::Failed(why));
+            }
+            show_progress(&state, &mut shown);
+            sleep(POLL_INTERVAL);
+        }
+    }
+
+    /// Returns what serves now.
+    fn put_back(&self, generation: u64) -> Result<String> {
+        let cluster = self.cluster;
+        let Some(live) = self.before.live() else {
+            let all = ["delete", &cluster.deployment()];
+            cluster.patiently(|| cluster.read(&all))?;
+            return Ok("nothing is live there".to_owned());
+        };
+        let still = &live.version;
+        terminal::step("Restoring", &format!("{still} on {}", cluster.name()));
+        let replicas = self.before.deployment.as_ref().map(|it| it.replicas);
+        let generation = cluster.switch_to(live, generation, replicas, self.by)?;
+        match self.follow(generation)? {
+            End::Live(state) => {
+                cluster.note_live(&state)?;
+                cluster.prune(&state)?;
+                if replicas == Some(0) {
+                    return Ok(format!("{still} is stopped, as before"));
+                }
+                Ok(format!("{still} still serves"))
+            }
+            End::Failed(why) => Ok(format!("{still} is put back, but does not serve: {why}")),
+            End::Replaced(by) => Ok(format!("{by} has changed the Deployment meanwhile")),
+            End::Interrupted => Ok(format!("{still} is being put back")),
+        }
+    }
+
+    fn json(&self, error: Option<&anyhow::Error>) -> String {
+        let cluster = self.cluster;
+        let now = cluster.state().unwrap_or_default();
+        let live = now.live().map(|it| json::string(&it.version.to_string()));
+        let live = live.unwrap_or("null".to_owned());
+        let error = error.map(|it| json::string(&format!("{it:#}")));
+        let outcome = match error {
+            Some(_) => "failed",
+            None => "live",
+        };
+        let error = error.unwrap_or("null".to_owned());
+        let pods = now.pods.iter().filter(|pod| !pod.is_terminating);
+        let pod = |pod: &Pod| {
+            json::object([
+                ("host", json::string(&pod.name)),
+                ("live", live.clone()),
+                ("outcome", json::string(outcome)),
+                ("error", error.clone()),
+            ])
+        };
+        cluster.to_json(pods.map(pod))
+    }
+}
+
+fn show_progress(state: &State, shown: &mut String) {
+    let pods: Vec<&Pod> = state.current_pods().collect();
+    let ready = pods.iter().filter(|pod| pod.is_ready).count();
+    let wanted = state.deployment.as_ref().map_or(0, |it| it.replicas);
+    let text = format!("{ready} of {wanted} new pods are ready");
+    if !pods.is_empty() && *shown != text {
+        terminal::step("Replacing", &text);
+        *shown = text;
+    }
+}
+
+impl Cluster<'_> {
+    pub(super) fn to_json(&self, pods: impl Iterator<Item = String>) -> String {
+        json::object([
+            ("target", json::string(self.target.name)),
+            ("hosts", json::array(pods)),
+        ])
+    }
+
+    /// Waits for a rollout that is under way, and notes its version if its client was killed.
+    /// A Deployment that somebody has edited by hand is left alone.
+    pub(super) fn state_for_change(&self) -> Result<State> {
+        let mut waits = false;
+        loop {
+            let state = self.state_if_set_up().context("nothing was changed")?;
+            self.refuse_edited(&state)?;
+            if !state.is_rolling() {
+                if state.is_complete() && self.note_live(&state)? {
+                    return self.state();
+                }
+                return Ok(state);
+            }
+            if let (false, Some(deployment)) = (waits, &state.deployment) {
+                let text = format!("for the rollout by {}", deployment.by);
+                terminal::step("Waiting", &text);
+                waits = true;
+            }
+            sleep(POLL_INTERVAL);
+        }
+    }
+
+    pub(super) fn refuse_edited(&self, state: &State) -> Result<()> {
+        let editor = state.deployment.as_ref().and_then(|it| it.editor.as_ref());
+        if let Some(editor) = editor {
+            bail!(
+                "{} in {} was edited by {editor}; nothing was changed\n\
+                 hint: edit xtask/kubernetes/deployment.yaml instead; `cargo xtask setup {}` \
+                 replaces the edited one by it",
+                self.deployment(),
+                self.name(),
+                self.target.name
+            );
+        }
+        Ok(())
+    }
+
+    /// Changes the Deployment back to a former ReplicaSet, if nobody else has changed it.
+    /// Returns the number of the change.
+    pub(super) fn switch_to(
+        &self,
+        set: &ReplicaSet,
+        generation: u64,
+        replicas: Option<u32>,
+        by: &str,
+    ) -> Result<u64> {
+        let template = "--output=jsonpath={.spec.template}";
+        let template = self.patiently(|| self.read(&["get", "replicaset", &set.name, template]))?;
+        let mut steps = vec![
+            patch("test", "/metadata/generation", &generation.to_string()),
+            patch("replace", "/spec/template", &template),
+            r#"{"op": "remove", "path": "/spec/template/metadata/labels/pod-template-hash"}"#
+                .to_owned(),
+            patch(
+                "add",
+                "/metadata/annotations/kubernetes.io~1change-cause",
+                &json::string(by),
+            ),
+        ];
+        steps.extend(replicas.map(|it| patch("replace", "/spec/replicas", &it.to_string())));
+        self.patch("json", &json::array(steps))
+    }
+
+    /// Changes the Deployment. Returns the number of the change.
+    pub(super) fn patch(&self, kind: &str, patch: &str) -> Result<u64> {
+        let (deployment, kind) = (self.deployment(), format!("--type={kind}"));
+        let manager = format!("--field-manager={MANAGER}");
+        let number = "--output=jsonpath={.metadata.generation}";
+        let args = ["patch", &deployment, &kind, &manager, number, "--patch"];
+        let result = self.patiently(|| self.read(&[&args[..], &[patch]].concat()));
+        let number = result.map_err(|error| match is_disconnected(&error) {
+            true => error,
+            false => anyhow!(
+                "cannot change {deployment}; somebody else may have changed it meanwhile: {error:#}"
+            ),
+        })?;
+        Ok(number.trim().parse()?)
+    }
+
+    /// Notes that the present version is live. Returns whether that was not noted yet.
+    pub(super) fn note_live(&self, state: &State) -> Result<bool> {
+        let Some(current) = state.current() else {
+            return Ok(false);
+        };
+        let noted = state.replica_sets.iter().map(|it| &it.last_live).max();
+        if current.was_live() && noted == Some(&current.last_live) {
+            return Ok(false);
+        }
+        let now = version::now();
+        let first = state.first_live(&current.version).unwrap_or(&now);
+        let labels = [
+            format!("cutover/live={now}"),
+            format!("cutover/first-live={first}"),
+        ];
+        let args = ["label", "--overwrite", "replicaset", &current.name];
+        let args = [&args[..], &labels.each_ref().map(String::as_str)].concat();
+        self.patiently(|| self.read(&args))?;
+        Ok(true)
+    }
+
+    /// The cluster keeps a number of ReplicaSets, whatever became of them. So that failures
+    /// and restarts do not push out what one can go back to, only the last failed one and
+    /// one of each version stay.
+    fn prune(&self, state: &State) -> Result<()> {
+        let Some(current) = state.current() else {
+            return Ok(());
+        };
+        let kept = state.kept();
+        let is_failed = |it: &&ReplicaSet| !it.was_live() && it.name != current.name;
+        let failed = state.replica_sets.iter().rfind(is_failed);
+        let is_needed = |set: &ReplicaSet| {
+            set.name == current.name
+                || set.replicas > 0
+                || failed == Some(set)
+                || (kept.contains(&set) && set.version != current.version)
+        };
+        let stale = state.replica_sets.iter().filter(|it| !is_needed(it));
+        let stale: Vec<&str> = stale.map(|it| it.name.as_str()).collect();
+        if !stale.is_empty() {
+            let args = [&["delete", "--wait=false", "replicaset"][..], &stale].concat();
+            self.read(&args).context("cannot delete old ReplicaSets")?;
+        }
+        Ok(())
+    }
+
+    /// For a pod that was started again, those of the run before. A busy node may need a
+    /// moment to find them.
+    fn show_last_lines(&self, pod: &Pod) {
+        let args = ["logs", &pod.name, LAST_LINES];
+        let read = |more: &[&str]| self.read(&[&args[..], more].concat()).ok();
+        let is_log = |it: &String| !it.is_empty() && !it.starts_with("unable to retrieve");
+        let before = || read(&["--previous"]).filter(is_log);
+        let lines = (0..LOG_ATTEMPTS).find_map(|attempt| {
+            sleep(POLL_INTERVAL * attempt);
+            before().or_else(|| read(&[]).filter(is_log))
+        });
+        lines.unwrap_or_default().lines().for_each(terminal::quote);
+    }
+
+    /// The number of the Deployment's last change.
+    pub(super) fn generation(&self, state: &State) -> Result<u64> {
+        let deployment = state.deployment.as_ref();
+        let deployment =
+            deployment.with_context(|| format!("nothing was ever deployed to {}", self.name()))?;
+        ensure!(deployment.generation > 0, "the Deployment has no number");
+        Ok(deployment.generation)
+    }
+}
+
+/// A step of a JSON patch (RFC 6902).
+fn patch(op: &str, path: &str, value: &str) -> String {
+    json::object([
+        ("op", json::string(op)),
+        ("path", json::string(path)),
+        ("value", value.to_owned()),
+    ])
+}

@@ -1,0 +1,520 @@
+//! A target on Kubernetes: a real cluster of two nodes, each in a container.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    thread::{self, JoinHandle, sleep},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    app::{app, faulty_app},
+    http::{self, Connection},
+    kit::cluster::{Namespace, PUSHED_BYTES},
+    load::{Connections, Load},
+    place::wait_until,
+    workspace::said,
+};
+
+#[test]
+fn from_bare_to_live_and_back() {
+    let site = Namespace::new("live");
+    site.deploy(&app("A")).fails(&[
+        "app in deployer/live is not set up",
+        "cargo xtask setup live",
+    ]);
+    let site = site.prepared();
+    let a = site.deploy(&app("A")).succeeds();
+    assert_eq!(site.served(), a.trim());
+    let again = site.deploy(&app("A"));
+    assert!(again.people.contains("the same build"), "{again:?}");
+    assert_eq!(again.succeeds(), a);
+    let b = site.deploy(&app("B")).succeeds();
+    site.wait_for_pods(2);
+    assert_eq!(site.served(), b.trim());
+    assert_eq!(site.xtask("rollback", &[]).succeeds(), a);
+    site.wait_for_pods(2);
+    assert_eq!(site.served(), a.trim());
+    site.xtask("rollback", &[])
+        .fails(&["versions before the live one: 0", "nothing was changed"]);
+    assert_eq!(site.xtask("rollback", &["--to", b.trim()]).succeeds(), b);
+    site.wait_for_pods(2);
+
+    let status = site.xtask("status", &["--json"]).succeeds();
+    let live = format!("\"live\": \"{}\", \"running\"", b.trim());
+    assert_eq!(status.matches(&live).count(), 2, "{status}");
+    assert!(
+        status.contains("\"healthy\": true, \"restarts\": 0"),
+        "{status}"
+    );
+    let history = site.xtask("history", &[]).succeeds();
+    assert!(
+        history.contains(&format!("{}  live\n", b.trim())),
+        "{history}"
+    );
+    assert!(
+        history.contains(&format!("{}  rollback --to 1\n", a.trim())),
+        "{history}"
+    );
+    let logs = site.xtask("logs", &["--lines", "200"]).succeeds();
+    assert_eq!(logs.matches(" ready").count(), 2, "{logs}");
+}
+
+#[test]
+fn start_stop_restart_and_the_environment() {
+    let site = Namespace::set_up("commands");
+    let a = site.deploy(&app("A")).succeeds();
+    let pods = || site.kubectl(&["get", "pods", "--output=name"]);
+    let value = site.workspace.place.path("value");
+    std::fs::write(&value, "a \"quoted\" secret\n").unwrap();
+    let mut set = site.command(&["env", "commands", "set", "SECRET"]);
+    said(set.stdin(File::open(&value).unwrap())).succeeds();
+    assert_eq!(site.xtask("env", &[]).succeeds(), "SECRET\n");
+    let kept = site.kubectl(&["get", "secret/app-env", "--output=jsonpath={.data.SECRET}"]);
+    assert_eq!(kept, "YSAicXVvdGVkIiBzZWNyZXQ=");
+
+    let before = pods();
+    site.xtask("restart", &[]).succeeds();
+    site.wait_for_pods(2);
+    assert!(before.lines().all(|pod| !pods().contains(pod)), "{before}");
+    assert_eq!(site.served(), a.trim());
+
+    site.xtask("stop", &[]).succeeds();
+    assert!(http::get(site.address(), "/").is_err());
+    site.xtask("start", &[]).succeeds();
+    assert_eq!(site.served(), a.trim());
+    // The settings and the label are kept by setup and by a deploy.
+    site.xtask("setup", &[]).succeeds();
+    let b = site.deploy(&app("B")).succeeds();
+    assert_eq!(site.xtask("env", &[]).succeeds(), "SECRET\n");
+    site.xtask("env", &["unset", "SECRET"]).succeeds();
+    assert_eq!(site.xtask("env", &[]).succeeds(), "");
+
+    let plan = site.xtask("deploy", &["--dry-run"]);
+    assert!(plan.people.contains("Would push it to "), "{plan:?}");
+    assert_eq!(plan.succeeds(), "", "nothing differs");
+    let plan = site.xtask("rollback", &["--dry-run"]);
+    assert!(
+        plan.people
+            .contains(&format!("Would activate {}", a.trim())),
+        "{plan:?}"
+    );
+    assert_eq!(site.served(), b.trim());
+}
+
+#[test]
+fn no_request_is_lost_over_ten_switches() {
+    let site = Namespace::set_up("switches");
+    site.deploy(&app("A")).succeeds();
+    let mut stream = Connection::open(site.address()).unwrap();
+    let ask = "GET /events HTTP/1.1\r\nHost: test\r\n\r\n";
+    stream.send(ask).unwrap();
+    let clients = [
+        Load::start(site.address(), 4, Connections::New),
+        Load::start(site.address(), 4, Connections::KeptAlive),
+    ];
+    for n in 0..10 {
+        match n % 3 {
+            2 => site.xtask("rollback", &[]).succeeds(),
+            _ => site.deploy(&app(&format!("{n}"))).succeeds(),
+        };
+    }
+    // It ended at a switch, as a chunked answer does that is whole.
+    let mut last = String::new();
+    while let Ok(line) = stream.read_line() {
+        last = line;
+    }
+    assert_eq!(last, "\r\n");
+    for (kind, load) in ["new", "kept"].into_iter().zip(clients) {
+        let report = load.stop();
+        let answered = report.answered.len();
+        println!(
+            "figure: 10 switches on two nodes, {kind} connections: {} lost, {answered} answered",
+            report.lost.len()
+        );
+        assert!(report.lost.is_empty(), "{kind}: {:?}", report.lost);
+        assert!(answered > 1000, "only {answered} {kind}");
+        assert!(report.by_version.len() > 5, "{:?}", report.by_version);
+    }
+    let mut stream = Connection::open(site.address()).unwrap();
+    stream.send(ask).unwrap();
+    assert!(stream.read_line().unwrap().contains("200"));
+}
+
+#[test]
+fn bad_versions_never_become_live() {
+    let site = Namespace::set_up("bad");
+    site.deploy(&faulty_app("A", "exits")).fails(&[
+        "did not become live on deployer/bad: it exited: exit code 3",
+        "fault: exits at once",
+        "nothing is live there",
+    ]);
+    site.wait_for_pods(0);
+    let first = site.deploy(&app("0")).succeeds();
+    let a = site.deploy(&app("A")).succeeds();
+    site.wait_for_pods(2);
+    let still = format!("{} still serves", a.trim());
+    let quota = ["create", "quota", "pods", "--hard=pods=2"];
+    for (fault, reason) in [
+        ("exits", "it exited: exit code 3"),
+        ("never-listens", "it did not become ready in time"),
+        ("unhealthy", "500"),
+        ("dies-once-ready", "it exited: exit code 4"),
+        ("none", "no pod can be made: "),
+    ] {
+        let load = Load::start(site.address(), 2, Connections::New);
+        if fault == "none" {
+            site.kubectl(&quota);
+        }
+        site.deploy(&faulty_app("B", fault))
+            .fails(&["did not become live", reason, &still]);
+        let report = load.stop();
+        assert!(
+            report.lost.is_empty() && !report.answered.is_empty(),
+            "{fault}: {:?}",
+            report.lost
+        );
+        assert_eq!(
+            report.by_version.len(),
+            1,
+            "{fault}: a bad version has served"
+        );
+        assert_eq!(site.served(), a.trim());
+    }
+    site.kubectl(&["delete", "quota", "pods"]);
+    site.deploy(b"#!/bin/sh\n").fails(&["is not an executable"]);
+    let failed = site.xtask("deploy", &["--build", "host", "--json"]);
+    assert_eq!(failed.code, 1, "{failed:?}");
+
+    // What has failed cannot be gone back to, and does not push out what can.
+    let history = site.xtask("history", &[]).succeeds();
+    assert_eq!(history.matches("  failed  ").count(), 1, "{history}");
+    site.xtask("rollback", &["--to", "2"])
+        .fails(&["versions before the live one: 1"]);
+    assert_eq!(site.xtask("rollback", &[]).succeeds(), first);
+}
+
+#[test]
+fn wrong_targets_and_edited_deployments_are_left_alone() {
+    let site = Namespace::set_up("refused");
+    let deploy = |target| site.on(target, "deploy", &["--build", "host"]);
+    let a = site.deploy(&app("A")).succeeds();
+    site.build(&app("B"));
+    for command in ["deploy", "setup"] {
+        let run = |target| site.on(target, command, &[]);
+        run("wrong-context").fails(&["elsewhere", "kubectl config get-contexts"]);
+        run("no-namespace").fails(&["nowhere"]);
+    }
+    deploy("no-rights").fails(&["forbidden", "cargo xtask setup no-rights"]);
+    site.on("no-rights", "setup", &[]).fails(&[
+        "you may not: ",
+        "create deployments.apps",
+        "nothing was changed",
+    ]);
+    site.on("no-namespace", "setup", &[])
+        .fails(&["kubectl --context admin create namespace nowhere"]);
+    assert_eq!(site.served(), a.trim());
+
+    for edit in [
+        &["set", "env", "deployment/app", "BY_HAND=1"][..],
+        &["annotate", "deployment/app", "note=harmless"],
+    ] {
+        site.kubectl(edit);
+    }
+    for result in [
+        deploy("refused"),
+        site.xtask("rollback", &[]),
+        site.xtask("restart", &[]),
+    ] {
+        result.fails(&[
+            "was edited by kubectl-set",
+            "nothing was changed",
+            "cargo xtask setup refused",
+        ]);
+    }
+    site.xtask("setup", &[]).succeeds();
+    let b = deploy("refused").succeeds();
+    assert_eq!(site.served(), b.trim());
+    let env = site.kubectl(&["get", "deployment/app", "--output=jsonpath={..env[*].name}"]);
+    assert!(!env.contains("BY_HAND"), "{env}");
+}
+
+#[test]
+fn of_two_people_one_is_told() {
+    let site = Namespace::set_up("two");
+    site.deploy(&app("A")).succeeds();
+    site.build(&app("B"));
+    let first = Followed::start(site.command(&["deploy", "two", "--build", "host"]));
+    first.wait_for("Pushing");
+    // Its binary is read by then.
+    let c = site.deploy(&app("C"));
+    let (code, people) = first.end();
+    println!("{people}\n---\n{}", c.people);
+    let waited = c.people.contains("Waiting for the rollout by ");
+    let replaced = people.contains("has changed the Deployment meanwhile") && code == 1;
+    assert!(waited || replaced, "nobody was told");
+    assert_eq!(site.served(), c.succeeds().trim());
+    site.wait_for_pods(2);
+}
+
+#[test]
+fn a_killed_client_leaves_what_serves() {
+    let site = Namespace::set_up("killed");
+    site.deploy(&app("0")).succeeds();
+    let load = Load::start(site.address(), 2, Connections::New);
+    for (n, (stage, fault)) in [
+        ("Building", "none"),
+        ("Pushing", "none"),
+        ("Replacing", "none"),
+        ("Replacing", "never-listens"),
+        ("Restoring", "exits"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        site.build(&faulty_app(&format!("{n}"), fault));
+        let deploy = Followed::start(site.command(&["deploy", "killed", "--build", "host"]));
+        deploy.wait_for(stage);
+        deploy.kill();
+        let next = site.deploy(&app(&format!("after {n}"))).succeeds();
+        site.wait_for_pods(2);
+        assert_eq!(site.served(), next.trim(), "{stage}");
+    }
+    let report = load.stop();
+    assert!(report.lost.is_empty(), "{:?}", report.lost);
+    let history = site.xtask("history", &[]).succeeds();
+    assert!(history.matches("rollback --to").count() >= 4, "{history}");
+}
+
+/// A stopping pod lingers for those that still send clients to it.
+#[test]
+fn a_node_that_hears_late_sends_nobody_into_the_void() {
+    let site = Namespace::alone("late").prepared();
+    let Some([control, _]) = &site.cluster.nodes else {
+        println!("left out: the nodes are not ours to break");
+        return;
+    };
+    site.deploy(&app("A")).succeeds();
+    let freeze = "for _ in 1 2 3 4; do
+        systemctl kill --signal=STOP kube-proxy; sleep 2.5
+        systemctl kill --signal=CONT kube-proxy; sleep 2.5; done";
+    let load = Load::start(site.address(), 4, Connections::New);
+    thread::scope(|scope| {
+        scope.spawn(|| control.exec(&["sh", "-c", freeze]).unwrap());
+        site.deploy(&app("B")).succeeds();
+    });
+    let report = load.stop();
+    println!(
+        "figure: a node that hears late: {} lost of {}",
+        report.lost.len(),
+        report.answered.len()
+    );
+    assert!(report.lost.is_empty(), "{:?}", report.lost);
+    assert_eq!(report.by_version.len(), 2, "{:?}", report.by_version);
+}
+
+/// Each of these breaks the cluster, so they are one test that has it alone.
+#[test]
+fn what_a_cluster_survives() {
+    let site = Namespace::alone("lost").prepared();
+    let a = site.deploy(&app("A")).succeeds();
+    let Some([control, other]) = &site.cluster.nodes else {
+        println!("left out: the nodes are not ours to break");
+        return;
+    };
+    let still = format!("{} still serves", a.trim());
+    let root = |command: &str| {
+        let output = control.exec(&["sh", "-c", command]).unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+    };
+
+    println!("the nodes cannot pull");
+    let rule = "INPUT --protocol tcp --dport 5000 --jump REJECT --source";
+    let from = [control.ip(), other.ip()]
+        .map(|ip| ip.to_string())
+        .join(",");
+    root(&format!("iptables --insert {rule} {from}"));
+    site.deploy(&app("B"))
+        .fails(&["its image cannot be pulled: ", &still]);
+    root(&format!("iptables --delete {rule} {}", control.ip()));
+    root(&format!("iptables --delete {rule} {}", other.ip()));
+
+    println!("the registry is away");
+    root("systemctl stop docker-registry");
+    site.deploy(&app("C"))
+        .fails(&["cannot push to ", "nothing was changed"]);
+    root("systemctl start docker-registry");
+
+    println!("no room");
+    site.kubectl(&["cordon", "node1", "node2"]);
+    site.deploy(&app("D"))
+        .fails(&["no room for a pod: ", "unschedulable", &still]);
+    site.kubectl(&["uncordon", "node1", "node2"]);
+    assert_eq!(site.served(), a.trim());
+
+    println!("the API server is away for ten seconds");
+    site.build(&app("E"));
+    let load = Load::start(site.address(), 2, Connections::New);
+    let deploy = Followed::start(site.command(&["deploy", "lost", "--build", "host"]));
+    deploy.wait_for("Replacing");
+    root(
+        "systemctl stop --no-block kube-apiserver; systemctl kill --signal=KILL kube-apiserver
+        sleep 10; systemctl start kube-apiserver",
+    );
+    let (code, people) = deploy.end();
+    assert_eq!(code, 0, "{people}");
+    assert!(people.contains("no answer from deployer/lost"), "{people}");
+    site.wait_for_pods(2);
+    let e = site.served();
+    let report = load.stop();
+    assert!(report.lost.is_empty(), "{:?}", report.lost);
+
+    println!("a node is drained");
+    let load = Load::start(site.address(), 2, Connections::New);
+    let drained = site.kubectl(&[
+        "drain",
+        "node2",
+        "--ignore-daemonsets",
+        "--delete-emptydir-data",
+    ]);
+    assert!(drained.contains("drained"), "{drained}");
+    site.wait_for_pods(2);
+    let report = load.stop();
+    assert!(report.lost.is_empty(), "{:?}", report.lost);
+    assert_eq!(site.served(), e);
+    site.kubectl(&["uncordon", "node2"]);
+    let e = site.deploy(&app("spread")).succeeds().trim().to_owned();
+    site.wait_for_pods(2);
+    let nodes = site.kubectl(&["get", "pods", "--output=jsonpath={..nodeName}"]);
+    assert!(
+        nodes.contains("node1") && nodes.contains("node2"),
+        "{nodes}"
+    );
+
+    println!("a node loses its power");
+    let load = Load::start(site.address(), 2, Connections::New);
+    let start = Instant::now();
+    other.kill().unwrap();
+    let answers = || (0..20).all(|_| http::get(site.address(), "/version").is_ok());
+    wait_until("the other node to serve alone", answers);
+    println!(
+        "figure: a node lost its power: served alone after {:?}",
+        start.elapsed()
+    );
+    let report = load.stop();
+    println!(
+        "figure: a node lost its power: {} lost of {}",
+        report.lost.len(),
+        report.answered.len()
+    );
+    let f = site.deploy(&app("F")).succeeds();
+    assert_eq!(site.served(), f.trim());
+    other.boot().unwrap();
+    wait_until("the node to be back", || {
+        !site.cluster.kubectl(&["get", "nodes"]).contains("NotReady")
+    });
+    site.wait_for_pods(2);
+    assert_eq!(site.xtask("rollback", &[]).succeeds().trim(), e);
+}
+
+#[test]
+fn times_beside_kubectl_by_hand() {
+    let site = Namespace::alone("measured").prepared();
+    site.deploy(&app("A")).succeeds();
+    let image = "--output=jsonpath={..containers[0].image}";
+    let a = site.kubectl(&["get", "deployment/app", image]);
+    site.wait_for_pods(2);
+
+    // Closed connections are counted.
+    let before = settled_bytes();
+    let deploy = timed(|| site.deploy(&app("B")).succeeds());
+    println!(
+        "figure: a one-line change: {} bytes pushed",
+        settled_bytes() - before
+    );
+    site.wait_for_pods(2);
+    let rollback = timed(|| site.xtask("rollback", &[]).succeeds());
+    site.wait_for_pods(2);
+    let again = timed(|| site.deploy(&app("A")).succeeds());
+    println!("figure: deploy {deploy:?}, rollback {rollback:?}, nothing new {again:?}");
+
+    let status = ["rollout", "status", "deployment/app"];
+    let manifest = |image: &str| {
+        let patch = format!(
+            r#"{{"spec": {{"template": {{"spec": {{"containers": [{{"name": "app", "image": "{image}"}}]}}}}}}}}"#
+        );
+        site.kubectl(&["patch", "deployment/app", "--patch", &patch]);
+        site.kubectl(&status);
+    };
+    let b = site.kubectl(&[
+        "get",
+        "replicasets",
+        "--output=jsonpath={..containers[0].image}",
+    ]);
+    let b = b.split(' ').find(|it| *it != a).unwrap();
+    let by_hand = timed(|| manifest(b));
+    site.wait_for_pods(2);
+    let undo = timed(|| {
+        site.kubectl(&["rollout", "undo", "deployment/app"]);
+        site.kubectl(&status);
+    });
+    println!(
+        "figure: by kubectl alone, the image pushed before: change {by_hand:?}, undo {undo:?}"
+    );
+}
+
+fn timed<T>(job: impl FnOnce() -> T) -> Duration {
+    let start = Instant::now();
+    job();
+    start.elapsed()
+}
+
+/// The number does not change while no connection is open.
+fn settled_bytes() -> u64 {
+    sleep(Duration::from_secs(2));
+    PUSHED_BYTES.load(Relaxed)
+}
+
+/// A command whose lines are read while it runs.
+struct Followed {
+    child: Child,
+    lines: JoinHandle<()>,
+    seen: Arc<Mutex<String>>,
+}
+
+impl Followed {
+    fn start(mut command: Command) -> Followed {
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let seen = std::sync::Arc::<std::sync::Mutex<String>>::default();
+        let (stderr, text) = (child.stderr.take().unwrap(), seen.clone());
+        let lines = thread::spawn(move || {
+            for line in BufReader::new(stderr).lines() {
+                *text.lock().unwrap() += &(line.unwrap() + "\n");
+            }
+        });
+        Followed { child, lines, seen }
+    }
+
+    fn wait_for(&self, words: &str) {
+        wait_until(words, || self.seen.lock().unwrap().contains(words));
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.lines.join().unwrap();
+        sleep(Duration::from_millis(100));
+    }
+
+    fn end(mut self) -> (i32, String) {
+        let code = self.child.wait().unwrap().code().unwrap();
+        self.lines.join().unwrap();
+        (code, self.seen.lock().unwrap().clone())
+    }
+}
