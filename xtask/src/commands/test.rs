@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use xshell::{Shell, cmd};
+use xshell::{Cmd, Shell, cmd};
 
 use crate::{
     builder::{cargo, check_engine},
@@ -41,7 +41,7 @@ const CONTAINER_TESTS: &[&str] = &[
 ];
 
 /// The tests of this module start a cluster. The first time, its programs are compiled.
-const CLUSTER_TESTS: &[&str] = &["cluster"];
+const CLUSTER_TESTS: &str = "cluster";
 
 /// The tests of these modules need root.
 const ROOT_TESTS: &[&str] = &["disk_full"];
@@ -51,6 +51,9 @@ const TEST_THREADS: &str = "--test-threads=4";
 
 /// A test prints what it measured on lines that begin so.
 const FIGURE: &str = "figure: ";
+
+/// A reason may quote all that a server said.
+const MAX_REASON_CHARS: usize = 400;
 
 pub fn run(sh: &Shell, mut args: Args) -> Result<()> {
     let help = args.help();
@@ -67,7 +70,8 @@ pub fn run(sh: &Shell, mut args: Args) -> Result<()> {
     }
     check_format(sh)?;
     check_rust(sh)?;
-    run_tests(sh, &left_out)
+    let with_cluster = with_own_tests && !left_out.contains(&CLUSTER_TESTS);
+    run_tests(sh, &left_out, with_cluster)
 }
 
 /// A test that cannot run here must not pass. It is left out, and in CI nothing runs then.
@@ -83,12 +87,13 @@ fn tests_to_leave_out(sh: &Shell) -> Result<Vec<&'static str>> {
         let error = format!("{error:#}");
         let reason = error.lines().next().unwrap_or_default();
         leave_out(CONTAINER_TESTS, reason, hint)?;
-        left_out.extend([CONTAINER_TESTS, CLUSTER_TESTS].concat());
+        left_out.extend(CONTAINER_TESTS);
+        left_out.push(CLUSTER_TESTS);
     } else if !is_ci() && env::var_os("CLUSTER_KUBECONFIG").is_none() {
         let reason = "they build a cluster, which takes about ten minutes the first time";
         let hint = "`CI=true cargo xtask test` runs them, too; xtask/tests/it/kit/cluster.rs tells how to give them a cluster";
-        leave_out(CLUSTER_TESTS, reason, hint)?;
-        left_out.extend(CLUSTER_TESTS);
+        leave_out(&[CLUSTER_TESTS], reason, hint)?;
+        left_out.push(CLUSTER_TESTS);
     }
     if !requirements::is_root(sh) {
         leave_out(ROOT_TESTS, "they mount small disks", "run it as root")?;
@@ -135,25 +140,48 @@ fn check_shell(sh: &Shell) -> Result<()> {
     check.run().context("shellcheck found something")
 }
 
-fn run_tests(sh: &Shell, left_out: &[&str]) -> Result<()> {
-    // A debug print of an error would have a backtrace, too.
-    let tests = cargo(sh)
-        .args(["test", "--locked", "--workspace", "--no-fail-fast"])
-        .args(["--", "--show-output", TEST_THREADS])
-        .args(left_out.iter().flat_map(|it| ["--skip", it]))
-        .envs([("RUST_BACKTRACE", "0"), ("RUST_LIB_BACKTRACE", "0")]);
-    let mut tests = Command::from(tests).stdout(Stdio::piped()).spawn()?;
-    let output = tests.stdout.take().context("no output")?;
-    let figures = print_tests(BufReader::new(output))?;
+fn run_tests(sh: &Shell, left_out: &[&str], with_cluster: bool) -> Result<()> {
+    let separate = with_cluster.then_some(&CLUSTER_TESTS);
+    let skipped = left_out.iter().chain(separate);
+    let mut runs =
+        vec![cargo_test(sh, &["--workspace"]).args(skipped.flat_map(|it| ["--skip", it]))];
+    // A cluster is so busy by itself that beside it other tests miss their deadlines.
+    if let Some(tests) = separate {
+        runs.push(cargo_test(sh, &["--package", "xtask", "--test", "it"]).arg(tests));
+    }
+    let (mut summary, mut passed) = (Summary::default(), true);
+    for run in runs {
+        let mut run = Command::from(run).stdout(Stdio::piped()).spawn()?;
+        let output = run.stdout.take().context("no output")?;
+        print_tests(BufReader::new(output), &mut summary)?;
+        passed &= run.wait()?.success();
+    }
+    let Summary { figures, reasons } = summary;
     figures.iter().for_each(|it| terminal::step("Measured", it));
-    ensure!(tests.wait()?.success(), "tests failed; each says why above");
+    reasons.iter().for_each(|it| terminal::step("Failed", it));
+    ensure!(passed, "tests failed; each says why above");
     Ok(())
 }
 
-/// Prints all but the output of passed tests, and returns the figures, each with its test.
-fn print_tests(output: impl BufRead) -> Result<Vec<String>> {
-    let mut figures = Vec::new();
-    let (mut name, mut passed) = (String::new(), false);
+fn cargo_test<'a>(sh: &'a Shell, which: &[&str]) -> Cmd<'a> {
+    cargo(sh)
+        .args(["test", "--locked", "--no-fail-fast"])
+        .args(which)
+        .args(["--", "--show-output", TEST_THREADS])
+        // A debug print of an error would have a backtrace, too.
+        .envs([("RUST_BACKTRACE", "0"), ("RUST_LIB_BACKTRACE", "0")])
+}
+
+/// What is shown when all tests are over. Each line begins with the name of its test.
+#[derive(Default)]
+struct Summary {
+    figures: Vec<String>,
+    reasons: Vec<String>,
+}
+
+/// Prints all but the output of passed tests.
+fn print_tests(output: impl BufRead, summary: &mut Summary) -> Result<()> {
+    let (mut name, mut passed, mut panicked) = (String::new(), false, false);
     for line in output.lines() {
         let line = line?;
         if line == "successes:" {
@@ -163,11 +191,15 @@ fn print_tests(output: impl BufRead) -> Result<Vec<String>> {
         } else if let Some(heading) = line.strip_prefix("---- ") {
             name = heading.trim_end_matches(" stdout ----").to_owned();
         } else if let Some(figure) = line.strip_prefix(FIGURE) {
-            figures.push(format!("{name}: {figure}"));
+            summary.figures.push(format!("{name}: {figure}"));
+        } else if panicked && !passed {
+            let reason: String = line.chars().take(MAX_REASON_CHARS).collect();
+            summary.reasons.push(format!("{name}: {reason}"));
         }
+        panicked = line.starts_with("thread '") && line.contains(" panicked at ");
         if !passed {
             println!("{line}");
         }
     }
-    Ok(figures)
+    Ok(())
 }

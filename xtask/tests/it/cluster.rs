@@ -12,7 +12,7 @@ use std::{
 use crate::{
     app::{app, faulty_app},
     http::{self, Connection},
-    kit::cluster::{Namespace, PUSHED_BYTES},
+    kit::cluster::{Namespace, PUSHED_BYTES, wait_patiently},
     load::{Connections, Load},
     place::wait_until,
     workspace::said,
@@ -398,7 +398,7 @@ fn what_a_cluster_survives() {
     let start = Instant::now();
     other.kill().unwrap();
     let answers = || (0..20).all(|_| http::get(site.address(), "/version").is_ok());
-    wait_until("the other node to serve alone", answers);
+    wait_patiently("the other node to serve alone", answers);
     println!(
         "figure: a node lost its power: served alone after {:?}",
         start.elapsed()
@@ -412,7 +412,7 @@ fn what_a_cluster_survives() {
     let f = site.deploy(&app("F")).succeeds();
     assert_eq!(site.served(), f.trim());
     other.boot().unwrap();
-    wait_until("the node to be back", || {
+    wait_patiently("the node to be back", || {
         !site.cluster.kubectl(&["get", "nodes"]).contains("NotReady")
     });
     site.wait_for_pods(2);

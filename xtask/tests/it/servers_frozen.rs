@@ -14,13 +14,13 @@ use crate::{
     site::Site,
 };
 
-/// What the settings below allow an activation: 2 s for an upload, 3 s to become ready, 2 s to
-/// drain, 2 s to work.
-const LIMIT: Duration = Duration::from_secs(9);
+/// What the settings below allow an activation: 2 s for an upload, 3 s to become ready, 3 s to
+/// settle, in which a busy machine has time to freeze it, 2 s to drain, 2 s to work.
+const LIMIT: Duration = Duration::from_secs(12);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 const SETTINGS: &str = "cd /srv/app
-    sed -i 's/ready=[0-9]*/ready=3/; s/settle=[0-9.]*/settle=0.5/; s/drain=[0-9]*/drain=2/' settings
+    sed -i 's/ready=[0-9]*/ready=3/; s/settle=[0-9.]*/settle=3/; s/drain=[0-9]*/drain=2/' settings
     sed -i 's/^UPLOAD_TIMEOUT_SECS=.*/UPLOAD_TIMEOUT_SECS=1/; s/^WORK_SECS=.*/WORK_SECS=2/
         s/^COMMIT_TIMEOUT_SECS=.*/COMMIT_TIMEOUT_SECS=20/' bin/activate";
 

@@ -85,7 +85,7 @@ fn the_output_has_each_test_and_each_reason_and_the_figures_last() {
         assert!(!shown.contains(hidden), "{hidden:?} in {said:?}");
     }
     assert_eq!(said.code, 1);
-    let last = "    Measured catches_a_panic: 7 panics caught\n\
+    let last = "    Measured catches_a_panic: 7 panics caught\n      Failed fails: the reason\n\
                 error: tests failed; each says why above\n";
     assert!(said.people.ends_with(last), "{said:?}");
 }

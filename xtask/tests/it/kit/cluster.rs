@@ -124,7 +124,7 @@ impl Cluster {
 }
 
 /// For what takes a busy machine long. Asks rarely, because each kubectl is work, too.
-fn wait_patiently(what: &str, holds: impl Fn() -> bool) {
+pub fn wait_patiently(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(300);
     while !holds() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
