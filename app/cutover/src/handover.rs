@@ -19,7 +19,7 @@
 
 use std::net::TcpListener;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -28,6 +28,9 @@ use crate::{healthcheck, identity};
 
 /// How long a connection may take from its first packet until it is accepted.
 const HANDSHAKE: Duration = Duration::from_millis(500);
+
+/// How often to ask whether new connections still go to another instance.
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// An index that no socket has: the kernel spreads connections as it likes.
 const NO_SOCKET: u32 = u32::MAX;
@@ -47,30 +50,59 @@ pub fn register(listener: &TcpListener) -> std::io::Result<()> {
 /// Returns when no new connection comes here any more. Until then, go on accepting.
 pub async fn hand_over() {
     let own_port = OWN_PORT.lock().expect("no panic holds it").take();
-    if let Some(listener) = own_port {
-        steer_away(&listener).await;
-        ignore_new(&listener);
+    let Some(listener) = own_port else { return };
+    let is_steered = steer_away(&listener).await && stay_steered_away(&listener).await;
+    ignore_new(&listener);
+    if !is_steered {
         sleep(HANDSHAKE).await;
     }
 }
 
-/// Sends new connections to another instance, if there is one.
+/// Sends new connections to an instance that does not drain, if there is one.
 ///
 /// The kernel picks a socket by its index and tells nobody which index is whose, so this
 /// tries one and asks who answers. The older instance, the one that normally drains, has
 /// index 0 at first.
-async fn steer_away(listener: &TcpListener) {
-    let Ok(address) = listener.local_addr() else {
-        return;
-    };
+async fn steer_away(listener: &TcpListener) -> bool {
     for index in [1, 0, 2] {
         steer(listener, index);
-        let answer = spawn_blocking(move || healthcheck::ask(address)).await;
-        if matches!(answer, Ok(Ok(other)) if Some(&*other) != identity::instance()) {
-            return;
+        if another_answers(listener).await {
+            return true;
         }
     }
     steer(listener, NO_SOCKET);
+    false
+}
+
+/// Waits until the connections that came before are accepted. Another instance that starts
+/// or ends meanwhile changes the indices, and then some come here again.
+async fn stay_steered_away(listener: &TcpListener) -> bool {
+    let mut since = Instant::now();
+    let mut again = false;
+    while since.elapsed() < HANDSHAKE {
+        sleep(PAUSE).await;
+        if !another_answers(listener).await {
+            if !steer_away(listener).await {
+                return false;
+            }
+            again = true;
+            since = Instant::now();
+        }
+    }
+    if again {
+        // The one that starts has to be found by its health check.
+        steer(listener, NO_SOCKET);
+    }
+    true
+}
+
+async fn another_answers(listener: &TcpListener) -> bool {
+    let Ok(address) = listener.local_addr() else {
+        return false;
+    };
+    let answer = spawn_blocking(move || healthcheck::ask(address)).await;
+    // Two that drain must not send each other their clients.
+    matches!(answer, Ok(Ok(it)) if !it.drains && Some(&*it.instance) != identity::instance())
 }
 
 /// New connections go to the socket with this index among those that share the port: the
@@ -79,9 +111,8 @@ fn steer(listener: &TcpListener, index: u32) {
     attach(listener, Hook::SocketChoice, [(RETURN, 0, 0, index)]);
 }
 
-/// Drops the first packet of new connections that still come here (on an old kernel, or when
-/// three instances come and go at once and the indices change). The client sends it again a
-/// second later, when this socket is closed and another one takes it.
+/// Drops the first packet of new connections that still come here: the port is about to be
+/// closed. The client sends it again a second later.
 fn ignore_new(listener: &TcpListener) {
     const FLAGS: u32 = 13; // offset in a TCP header
     const SYN: u32 = 0x02;

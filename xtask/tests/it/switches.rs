@@ -39,6 +39,26 @@ fn no_request_is_lost_over_twenty_switches() {
     }
 }
 
+/// Several instances drain at once, and none hands its clients to another one of them. It
+/// would drop their first packets, which a kernel sends again after a second.
+#[test]
+fn switches_right_after_each_other_make_nobody_wait() {
+    let place = Place::new("rapid");
+    place.set("ready=20 settle=0 drain=30 keep=5 overlap=true");
+    let versions = ["A", "B"].map(|label| place.make_live(&app(label)));
+    let load = Load::start(place.address, 3, Connections::New);
+    for n in 0..10 {
+        place.make_live_again(&versions[n % 2]);
+    }
+    let report = load.stop();
+    let answered = report.answered.len();
+    let is_late = |it: &&Duration| **it >= Duration::from_secs(1);
+    let late = report.answered.iter().filter(is_late).count();
+    println!("figure: 10 switches without a pause: {late} of {answered} waited for a second");
+    assert!(report.lost.is_empty(), "{:?}", report.lost);
+    assert!(late * 50 < answered, "{late} of {answered}");
+}
+
 #[test]
 fn open_requests_are_finished() {
     let place = Place::new("in-flight");
