@@ -16,9 +16,14 @@
 //! | as below                                      |        0 |     0 |
 //!
 //! The kernel's own remedy in the third row needs root to switch it on.
+//!
+//! One closes at a time: who comes next does not listen before that is over, because it would
+//! change which instance the kernel picks.
 
-use std::net::TcpListener;
+use std::fs;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
@@ -29,8 +34,9 @@ use crate::{healthcheck, identity};
 /// How long a connection may take from its first packet until it is accepted.
 const HANDSHAKE: Duration = Duration::from_millis(500);
 
-/// How often to ask whether new connections still go to another instance.
-const PAUSE: Duration = Duration::from_millis(25);
+/// How long to wait for an older instance to close its port. One that is frozen never does.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// An index that no socket has: the kernel spreads connections as it likes.
 const NO_SOCKET: u32 = u32::MAX;
@@ -38,6 +44,36 @@ const NO_SOCKET: u32 = u32::MAX;
 /// The port that this process opened itself. systemd's is not here: the next instance
 /// shares that very socket, so leaving it loses nothing.
 static OWN_PORT: Mutex<Option<TcpListener>> = Mutex::new(None);
+
+/// Returns when at most one instance listens there, which is the one to be replaced: those
+/// before it have closed their port.
+pub fn wait_for_closing(address: SocketAddr) {
+    let begin = Instant::now();
+    while listeners(address) > 1 && begin.elapsed() < CLOSING_TIMEOUT {
+        thread::sleep(PAUSE);
+    }
+}
+
+/// How many sockets listen on this address. The kernel prints addresses in hex, IPv6 ones as
+/// four numbers.
+fn listeners(address: SocketAddr) -> usize {
+    let (table, ip) = match address.ip() {
+        IpAddr::V4(ip) => ("/proc/net/tcp", ip.octets().to_vec()),
+        IpAddr::V6(ip) => ("/proc/net/tcp6", ip.octets().to_vec()),
+    };
+    let (numbers, _) = ip.as_chunks();
+    let ip: String = numbers
+        .iter()
+        .map(|it| format!("{:08X}", u32::from_ne_bytes(*it)))
+        .collect();
+    let local = format!("{ip}:{:04X}", address.port());
+    let listens = |line: &&str| {
+        let mut columns = line.split_whitespace();
+        columns.nth(1) == Some(&local) && columns.nth(1) == Some("0A")
+    };
+    let table = fs::read_to_string(table).unwrap_or_default();
+    table.lines().filter(listens).count()
+}
 
 /// For a socket that just began to listen. An instance that drained before may have left
 /// its preference, which stays with the port.
@@ -50,59 +86,30 @@ pub fn register(listener: &TcpListener) -> std::io::Result<()> {
 /// Returns when no new connection comes here any more. Until then, go on accepting.
 pub async fn hand_over() {
     let own_port = OWN_PORT.lock().expect("no panic holds it").take();
-    let Some(listener) = own_port else { return };
-    let is_steered = steer_away(&listener).await && stay_steered_away(&listener).await;
-    ignore_new(&listener);
-    if !is_steered {
+    if let Some(listener) = own_port {
+        steer_away(&listener).await;
+        ignore_new(&listener);
         sleep(HANDSHAKE).await;
     }
 }
 
-/// Sends new connections to an instance that does not drain, if there is one.
+/// Sends new connections to another instance, if there is one.
 ///
 /// The kernel picks a socket by its index and tells nobody which index is whose, so this
 /// tries one and asks who answers. The older instance, the one that normally drains, has
 /// index 0 at first.
-async fn steer_away(listener: &TcpListener) -> bool {
+async fn steer_away(listener: &TcpListener) {
+    let Ok(address) = listener.local_addr() else {
+        return;
+    };
     for index in [1, 0, 2] {
         steer(listener, index);
-        if another_answers(listener).await {
-            return true;
+        let answer = spawn_blocking(move || healthcheck::ask(address)).await;
+        if matches!(answer, Ok(Ok(other)) if Some(&*other) != identity::instance()) {
+            return;
         }
     }
     steer(listener, NO_SOCKET);
-    false
-}
-
-/// Waits until the connections that came before are accepted. Another instance that starts
-/// or ends meanwhile changes the indices, and then some come here again.
-async fn stay_steered_away(listener: &TcpListener) -> bool {
-    let mut since = Instant::now();
-    let mut again = false;
-    while since.elapsed() < HANDSHAKE {
-        sleep(PAUSE).await;
-        if !another_answers(listener).await {
-            if !steer_away(listener).await {
-                return false;
-            }
-            again = true;
-            since = Instant::now();
-        }
-    }
-    if again {
-        // The one that starts has to be found by its health check.
-        steer(listener, NO_SOCKET);
-    }
-    true
-}
-
-async fn another_answers(listener: &TcpListener) -> bool {
-    let Ok(address) = listener.local_addr() else {
-        return false;
-    };
-    let answer = spawn_blocking(move || healthcheck::ask(address)).await;
-    // Two that drain must not send each other their clients.
-    matches!(answer, Ok(Ok(it)) if !it.drains && Some(&*it.instance) != identity::instance())
 }
 
 /// New connections go to the socket with this index among those that share the port: the
@@ -111,8 +118,8 @@ fn steer(listener: &TcpListener, index: u32) {
     attach(listener, Hook::SocketChoice, [(RETURN, 0, 0, index)]);
 }
 
-/// Drops the first packet of new connections that still come here: the port is about to be
-/// closed. The client sends it again a second later.
+/// Drops the first packet of new connections that still come here, as on an old kernel. The client sends it again a
+/// second later, when this socket is closed and another one takes it.
 fn ignore_new(listener: &TcpListener) {
     const FLAGS: u32 = 13; // offset in a TCP header
     const SYN: u32 = 0x02;

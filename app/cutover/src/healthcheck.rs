@@ -33,10 +33,8 @@ fn find(instance: &str, address: SocketAddr) -> io::Result<()> {
     let mut last = io::Error::other("not tried");
     for _ in 0..ATTEMPTS {
         last = match ask(address) {
-            Ok(it) if it.instance == instance => return Ok(()),
-            Ok(Answer { instance, .. }) => {
-                io::Error::other(format!("only other instances answer, such as {instance}"))
-            }
+            Ok(answering) if answering == instance => return Ok(()),
+            Ok(other) => io::Error::other(format!("only other instances answer, such as {other}")),
             Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
                 return Err(refused);
             }
@@ -50,36 +48,26 @@ fn find(instance: &str, address: SocketAddr) -> io::Result<()> {
     Err(last)
 }
 
-/// Of an instance that is healthy.
-pub struct Answer {
-    pub instance: String,
-    pub drains: bool,
-}
-
-/// Asks whichever instance the kernel picks. It takes 0.0.0.0 and [::] for this machine.
-pub fn ask(address: SocketAddr) -> io::Result<Answer> {
+/// Returns the instance that answers with 200. The kernel takes 0.0.0.0 and [::] for this
+/// machine.
+pub fn ask(address: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, ATTEMPT_TIMEOUT)?;
     stream.set_read_timeout(Some(ATTEMPT_TIMEOUT))?;
     stream.set_write_timeout(Some(ATTEMPT_TIMEOUT))?;
-    // Without `Connection: close`, so that it tells of a drain if the answer has it.
-    stream.write_all(format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes())?;
+    stream.write_all(
+        format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes(),
+    )?;
     let head = read_head(&stream)?;
     let (status, headers) = head.split_first().ok_or(io::ErrorKind::UnexpectedEof)?;
     if !status.starts_with("HTTP/1.1 200 ") {
         return Err(io::Error::other(format!("the answer is `{status}`")));
     }
-    let header = |wanted: &str| {
-        headers.iter().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case(wanted).then(|| value.trim())
-        })
-    };
-    let instance =
-        header(INSTANCE_HEADER).ok_or_else(|| io::Error::other("the answer names no instance"))?;
-    Ok(Answer {
-        instance: instance.to_owned(),
-        drains: header("connection") == Some("close"),
-    })
+    let instance = headers.iter().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case(INSTANCE_HEADER)
+            .then(|| value.trim().to_owned())
+    });
+    instance.ok_or_else(|| io::Error::other("the answer names no instance"))
 }
 
 /// The body is the user's, so it is not even read.

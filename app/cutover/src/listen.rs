@@ -115,6 +115,7 @@ impl Socket {
 
     fn listen_on_own(self) -> io::Result<Listener> {
         let address = settings()?.listen;
+        handover::wait_for_closing(address);
         self.socket
             .listen(BACKLOG)
             .map_err(|e| cannot_listen(address, &e))?;

@@ -26,7 +26,7 @@ fn from_bare_to_live_and_back() {
         "cargo xtask setup live",
     ]);
     let site = site.prepared();
-    let a = site.deploy(&app("A")).succeeds();
+    let a = site.deploy_first(&app("A"));
     assert_eq!(site.served(), a.trim());
     let again = site.deploy(&app("A"));
     assert!(again.people.contains("the same build"), "{again:?}");
@@ -65,7 +65,7 @@ fn from_bare_to_live_and_back() {
 #[test]
 fn start_stop_restart_and_the_environment() {
     let site = Namespace::set_up("commands");
-    let a = site.deploy(&app("A")).succeeds();
+    let a = site.deploy_first(&app("A"));
     let pods = || site.kubectl(&["get", "pods", "--output=name"]);
     let value = site.workspace.place.path("value");
     std::fs::write(&value, "a \"quoted\" secret\n").unwrap();
@@ -84,6 +84,7 @@ fn start_stop_restart_and_the_environment() {
     site.xtask("stop", &[]).succeeds();
     assert!(http::get(site.address(), "/").is_err());
     site.xtask("start", &[]).succeeds();
+    site.wait_for_route();
     assert_eq!(site.served(), a.trim());
     // The settings and the label are kept by setup and by a deploy.
     site.xtask("setup", &[]).succeeds();
@@ -107,7 +108,7 @@ fn start_stop_restart_and_the_environment() {
 #[test]
 fn no_request_is_lost_over_ten_switches() {
     let site = Namespace::set_up("switches");
-    site.deploy(&app("A")).succeeds();
+    site.deploy_first(&app("A"));
     let mut stream = Connection::open(site.address()).unwrap();
     let ask = "GET /events HTTP/1.1\r\nHost: test\r\n\r\n";
     stream.send(ask).unwrap();
@@ -152,7 +153,7 @@ fn bad_versions_never_become_live() {
         "nothing is live there",
     ]);
     site.wait_for_pods(0);
-    let first = site.deploy(&app("0")).succeeds();
+    let first = site.deploy_first(&app("0"));
     let a = site.deploy(&app("A")).succeeds();
     site.wait_for_pods(2);
     let still = format!("{} still serves", a.trim());
@@ -200,7 +201,7 @@ fn bad_versions_never_become_live() {
 fn wrong_targets_and_edited_deployments_are_left_alone() {
     let site = Namespace::set_up("refused");
     let deploy = |target| site.on(target, "deploy", &["--build", "host"]);
-    let a = site.deploy(&app("A")).succeeds();
+    let a = site.deploy_first(&app("A"));
     site.build(&app("B"));
     for command in ["deploy", "setup"] {
         let run = |target| site.on(target, command, &[]);
@@ -244,7 +245,7 @@ fn wrong_targets_and_edited_deployments_are_left_alone() {
 #[test]
 fn of_two_people_one_is_told() {
     let site = Namespace::set_up("two");
-    site.deploy(&app("A")).succeeds();
+    site.deploy_first(&app("A"));
     site.build(&app("B"));
     let first = Followed::start(site.command(&["deploy", "two", "--build", "host"]));
     first.wait_for("Pushing");
@@ -262,7 +263,7 @@ fn of_two_people_one_is_told() {
 #[test]
 fn a_killed_client_leaves_what_serves() {
     let site = Namespace::set_up("killed");
-    site.deploy(&app("0")).succeeds();
+    site.deploy_first(&app("0"));
     let load = Load::start(site.address(), 2, Connections::New);
     for (n, (stage, fault)) in [
         ("Building", "none"),
@@ -296,7 +297,7 @@ fn a_node_that_hears_late_sends_nobody_into_the_void() {
         println!("left out: the nodes are not ours to break");
         return;
     };
-    site.deploy(&app("A")).succeeds();
+    site.deploy_first(&app("A"));
     let freeze = "for _ in 1 2 3 4; do
         systemctl kill --signal=STOP kube-proxy; sleep 2.5
         systemctl kill --signal=CONT kube-proxy; sleep 2.5; done";
@@ -319,7 +320,7 @@ fn a_node_that_hears_late_sends_nobody_into_the_void() {
 #[test]
 fn what_a_cluster_survives() {
     let site = Namespace::alone("lost").prepared();
-    let a = site.deploy(&app("A")).succeeds();
+    let a = site.deploy_first(&app("A"));
     let Some([control, other]) = &site.cluster.nodes else {
         println!("left out: the nodes are not ours to break");
         return;
@@ -422,7 +423,7 @@ fn what_a_cluster_survives() {
 #[test]
 fn times_beside_kubectl_by_hand() {
     let site = Namespace::alone("measured").prepared();
-    site.deploy(&app("A")).succeeds();
+    site.deploy_first(&app("A"));
     let image = "--output=jsonpath={..containers[0].image}";
     let a = site.kubectl(&["get", "deployment/app", image]);
     site.wait_for_pods(2);

@@ -86,7 +86,7 @@ fn killed_at(site: &Site, version: &Version, step: &str, way: &str) -> (String, 
 pub fn at_step(site: &Site, step: &str, command: &str) {
     site.root(&format!(
         "cd /srv/app/log; for i in $(seq 2000); do
-             A=$(ls -t 2* 2>/dev/null | head -n 1)
+             A=$(ls -t 2*[0-9] 2>/dev/null | head -n 1)
              grep -qs '^{step}' \"$A\" && ! grep -q '^verdict' \"$A\" || {{ sleep 0.01; continue; }}
              read -r _ P <\"$A\"
              C=/sys/fs/cgroup; [ ! -d $C/unified ] || C=$C/unified

@@ -39,8 +39,8 @@ fn no_request_is_lost_over_twenty_switches() {
     }
 }
 
-/// Several instances drain at once, and none hands its clients to another one of them. It
-/// would drop their first packets, which a kernel sends again after a second.
+/// An instance that closes its port drops first packets, which a client's kernel sends again
+/// after a second. So each next instance waits until nobody does that.
 #[test]
 fn switches_right_after_each_other_make_nobody_wait() {
     let place = Place::new("rapid");

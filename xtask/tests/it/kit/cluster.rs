@@ -373,6 +373,20 @@ impl Namespace {
         self.xtask("deploy", &["--build", "host"])
     }
 
+    pub fn deploy_first(&self, binary: &[u8]) -> String {
+        let live = self.deploy(binary).succeeds();
+        self.wait_for_route();
+        live
+    }
+
+    /// A node that knew of no pod refuses connections until it hears of the first one.
+    pub fn wait_for_route(&self) {
+        let address = self.address();
+        wait_until("the first node to route", || {
+            http::served(address).is_some()
+        });
+    }
+
     /// The Service's port on the first node.
     pub fn address(&self) -> SocketAddr {
         let port = "--output=jsonpath={.spec.ports[0].nodePort}";
