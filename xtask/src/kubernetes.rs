@@ -43,6 +43,8 @@ const DISCONNECTED: &[&str] = &[
     "unexpected EOF",
     "the server is currently unable to handle the request",
     "apiserver not ready",
+    // An API server that just started knows none of its roles, and forbids everything.
+    "\"system:discovery\" not found",
     "etcdserver:",
 ];
 

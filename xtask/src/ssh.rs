@@ -83,8 +83,8 @@ const MASTER: &str = include_str!("ssh_master.sh");
 struct Connection {
     control: PathBuf,
     master: duct::Handle,
-    /// The other end closes when this process ends, in whatever way. So no connection
-    /// outlives its client.
+    /// The other end closes when this process ends, in whatever way. So the connection does
+    /// not outlive its client. (An ssh or rsync that finds it gone opens one of its own.)
     _input: PipeWriter,
 }
 

@@ -468,8 +468,11 @@ fn deploy_up_to(site: &Site, stage: &str) -> (Vec<u8>, Deploy) {
                 .is_empty()
         }),
         PATCHING | RSYNC => wait_until(stage, || {
-            let arrived = "find /srv/app/incoming -type f -size +1100k";
-            !site.root(arrived).is_empty()
+            // Before rsync runs, its file may be a copy of the live version.
+            let arrived = format!(
+                "pgrep -f '^/bin/sh /usr/local/bin/{stage}' && find /srv/app/incoming -type f -size +1100k"
+            );
+            site.root(&arrived).contains("/srv/app/incoming/")
         }),
         "Waiting" => wait_until(stage, || deploy.said().contains(stage)),
         _ => wait_until(stage, || site.root("ls /root/held") == "/root/held\n"),
