@@ -17,8 +17,8 @@
 //!
 //! The kernel's own remedy in the third row needs root to switch it on.
 //!
-//! One closes at a time: who comes next does not listen before that is over, because it would
-//! change which instance the kernel picks.
+//! Only one instance closes its port at a time. The next one begins to listen after that,
+//! because a new socket changes which instance the kernel picks.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -45,8 +45,8 @@ const NO_SOCKET: u32 = u32::MAX;
 /// shares that very socket, so leaving it loses nothing.
 static OWN_PORT: Mutex<Option<TcpListener>> = Mutex::new(None);
 
-/// Returns when at most one instance listens there, which is the one to be replaced: those
-/// before it have closed their port.
+/// Returns when at most one instance listens on this address, or after a timeout. That one is
+/// to be replaced; the ones before it have closed their port by then.
 pub fn wait_for_closing(address: SocketAddr) {
     let begin = Instant::now();
     while listeners(address) > 1 && begin.elapsed() < CLOSING_TIMEOUT {
@@ -54,8 +54,8 @@ pub fn wait_for_closing(address: SocketAddr) {
     }
 }
 
-/// How many sockets listen on this address. The kernel prints addresses in hex, IPv6 ones as
-/// four numbers.
+/// Counts the sockets that listen on this address. The kernel's table has addresses in hex, by
+/// numbers of 32 bits in the byte order of the processor.
 fn listeners(address: SocketAddr) -> usize {
     let (table, ip) = match address.ip() {
         IpAddr::V4(ip) => ("/proc/net/tcp", ip.octets().to_vec()),
@@ -118,8 +118,8 @@ fn steer(listener: &TcpListener, index: u32) {
     attach(listener, Hook::SocketChoice, [(RETURN, 0, 0, index)]);
 }
 
-/// Drops the first packet of new connections that still come here, as on an old kernel. The client sends it again a
-/// second later, when this socket is closed and another one takes it.
+/// Drops the first packet of new connections that still come here, as on an old kernel. The
+/// client sends it again a second later, when this socket is closed and another one takes it.
 fn ignore_new(listener: &TcpListener) {
     const FLAGS: u32 = 13; // offset in a TCP header
     const SYN: u32 = 0x02;

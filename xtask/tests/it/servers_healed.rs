@@ -83,6 +83,7 @@ fn killed_at(site: &Site, version: &Version, step: &str, way: &str) -> (String, 
 }
 
 /// Runs a command as root once an activation is at that step, or never if none gets there.
+/// The log is the newest file whose name ends with a digit; reading a client's FIFO would hang.
 pub fn at_step(site: &Site, step: &str, command: &str) {
     site.root(&format!(
         "cd /srv/app/log; for i in $(seq 2000); do

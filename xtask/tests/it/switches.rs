@@ -40,7 +40,7 @@ fn no_request_is_lost_over_twenty_switches() {
 }
 
 /// An instance that closes its port drops first packets, which a client's kernel sends again
-/// after a second. So each next instance waits until nobody does that.
+/// after a second. So the next instance does not listen until that is over.
 #[test]
 fn switches_right_after_each_other_make_nobody_wait() {
     let place = Place::new("rapid");
