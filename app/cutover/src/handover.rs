@@ -20,7 +20,8 @@
 //! Only one instance closes its port at a time. The next one begins to listen after that,
 //! because a new socket changes which instance the kernel picks.
 
-use std::fs;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Mutex;
 use std::thread;
@@ -54,25 +55,37 @@ pub fn wait_for_closing(address: SocketAddr) {
     }
 }
 
-/// Counts the sockets that listen on this address. The kernel's table has addresses in hex, by
-/// numbers of 32 bits in the byte order of the processor.
+/// Counts the sockets that listen on this address.
 fn listeners(address: SocketAddr) -> usize {
-    let (table, ip) = match address.ip() {
-        IpAddr::V4(ip) => ("/proc/net/tcp", ip.octets().to_vec()),
-        IpAddr::V6(ip) => ("/proc/net/tcp6", ip.octets().to_vec()),
+    let table = match address {
+        SocketAddr::V4(_) => "/proc/net/tcp",
+        SocketAddr::V6(_) => "/proc/net/tcp6",
+    };
+    File::open(table).map_or(0, |table| count_listeners(BufReader::new(table), address))
+}
+
+/// The kernel's table begins with the sockets that listen. The rest is not read: on a busy
+/// server it is long, and may grow faster than it can be read.
+fn count_listeners(table: impl BufRead, address: SocketAddr) -> usize {
+    let local = format!(" {} ", in_table(address));
+    let lines = table.lines().skip(1).map_while(Result::ok);
+    lines
+        .take_while(|line| line.contains(" 0A "))
+        .filter(|line| line.contains(&local))
+        .count()
+}
+
+/// An address as the kernel's table has it: in hex, by numbers of 32 bits in the byte order of
+/// the processor.
+fn in_table(address: SocketAddr) -> String {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
     };
     let (numbers, _) = ip.as_chunks();
-    let ip: String = numbers
-        .iter()
-        .map(|it| format!("{:08X}", u32::from_ne_bytes(*it)))
-        .collect();
-    let local = format!("{ip}:{:04X}", address.port());
-    let listens = |line: &&str| {
-        let mut columns = line.split_whitespace();
-        columns.nth(1) == Some(&local) && columns.nth(1) == Some("0A")
-    };
-    let table = fs::read_to_string(table).unwrap_or_default();
-    table.lines().filter(listens).count()
+    let numbers = numbers.iter().map(|it| u32::from_ne_bytes(*it));
+    let ip: String = numbers.map(|it| format!("{it:08X}")).collect();
+    format!("{ip}:{:04X}", address.port())
 }
 
 /// For a socket that just began to listen. An instance that drained before may have left
@@ -178,3 +191,43 @@ fn attach<const N: usize>(listener: &TcpListener, hook: Hook, program: [Instruct
 /// For `cargo run` elsewhere; servers are Linux.
 #[cfg(not(target_os = "linux"))]
 fn attach<const N: usize>(_listener: &TcpListener, _hook: Hook, _program: [Instruction; N]) {}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read};
+
+    use super::*;
+
+    /// The part of the kernel's table that must not be read.
+    struct Connections;
+
+    impl Read for Connections {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            panic!("the connections are read, too")
+        }
+    }
+
+    #[test]
+    fn the_listening_sockets_are_counted_and_no_connection_is_read() {
+        let address = "127.0.0.1:3000".parse().unwrap();
+        let line = |local: &str, state| format!("   0: {local} 00000000:0000 {state} 0 0\n");
+        let table = [
+            "  sl  local_address rem_address   st tx_queue\n".to_owned(),
+            line(&in_table(address), "0A"),
+            line("00000000:0016", "0A"),
+            line(&in_table(address), "0A"),
+            line(&in_table(address), "01"),
+        ];
+        let table = table.concat();
+        let table = BufReader::new(table.as_bytes().chain(Connections));
+        assert_eq!(count_listeners(table, address), 2);
+    }
+
+    #[test]
+    fn own_listening_sockets_are_found() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            assert_eq!(listeners(listener.local_addr().unwrap()), 1);
+        }
+    }
+}

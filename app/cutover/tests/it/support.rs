@@ -25,6 +25,7 @@ pub fn nth(n: usize) -> String {
 
 /// Far more than anything here takes: a hang is a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// An address that no other test has, so that they can run at the same time:
 /// all of 127.0.0.0/8 is this machine.
@@ -94,12 +95,15 @@ impl Drop for Instance {
 
 impl Instance {
     /// Returns when the process says that it is ready.
+    #[track_caller]
     pub fn start(command: &mut Command) -> Instance {
         let mut instance = Instance::spawn(command);
-        eventually(|| {
+        let start = Instant::now();
+        while !instance.log().contains("ready") {
             assert!(instance.is_running(), "it exited: {}", instance.log());
-            instance.log().contains("ready")
-        });
+            assert!(start.elapsed() < PATIENCE, "not ready: {}", instance.log());
+            thread::sleep(PAUSE);
+        }
         instance
     }
 
@@ -139,9 +143,13 @@ impl Instance {
     }
 
     /// Waits for its end and the rest of its log. Returns how long that took.
+    #[track_caller]
     pub fn ends(&mut self) -> (ExitStatus, Duration) {
         let start = Instant::now();
-        eventually(|| !self.is_running());
+        while self.is_running() {
+            assert!(start.elapsed() < PATIENCE, "it still runs: {}", self.log());
+            thread::sleep(PAUSE);
+        }
         let took = start.elapsed();
         if let Some(reader) = self.reader.take() {
             reader.join().unwrap();
@@ -150,11 +158,12 @@ impl Instance {
     }
 }
 
+#[track_caller]
 pub fn eventually(mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain");
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(PAUSE);
     }
 }
 
