@@ -43,10 +43,11 @@ const DISCONNECTED: &[&str] = &[
     "unexpected EOF",
     "the server is currently unable to handle the request",
     "apiserver not ready",
-    // An API server that just started knows none of its roles, and forbids everything.
-    "\"system:discovery\" not found",
     "etcdserver:",
 ];
+
+/// What an API server says that was away and does not know its roles and kinds yet.
+const STARTING: &[&str] = &["(Forbidden)", "the server doesn't have a resource type"];
 
 /// The part of a target that names its cluster.
 #[derive(Clone, Copy)]
@@ -139,7 +140,7 @@ impl<'a> Cluster<'a> {
             _ if problem.contains("context") && problem.contains("does not exist") => {
                 "`context` in xtask/src/config.rs names it; `kubectl config get-contexts` lists yours".to_owned()
             }
-            _ if says_disconnected(problem) => format!("`kubectl --context {context} version` has to work"),
+            _ if contains_any(problem, DISCONNECTED) => format!("`kubectl --context {context} version` has to work"),
             _ if problem.contains("(Forbidden)") || problem.contains("Unauthorized") => {
                 format!("`cargo xtask setup {target}` lists the rights that are missing")
             }
@@ -154,22 +155,25 @@ impl<'a> Cluster<'a> {
     /// For commands in the middle of a rollout: waits for an API server that is away.
     fn patiently<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
         let deadline = Instant::now() + RECONNECT_TIMEOUT;
-        let mut warned = false;
+        let mut was_away = false;
         loop {
-            match attempt() {
-                Err(error) if is_disconnected(&error) && Instant::now() < deadline => {
-                    if !warned {
-                        let text = format!(
-                            "no answer from {}; the cluster continues by itself",
-                            self.name()
-                        );
-                        terminal::warning(&text);
-                    }
-                    warned = true;
-                    sleep(Duration::from_secs(1));
-                }
+            let error = match attempt() {
+                Err(error) if Instant::now() < deadline => error,
                 result => return result,
+            };
+            if is_disconnected(&error) {
+                if !was_away {
+                    let text = format!(
+                        "no answer from {}; the cluster continues by itself",
+                        self.name()
+                    );
+                    terminal::warning(&text);
+                }
+                was_away = true;
+            } else if !(was_away && contains_any(&format!("{error:#}"), STARTING)) {
+                return Err(error);
             }
+            sleep(Duration::from_secs(1));
         }
     }
 
@@ -197,9 +201,9 @@ impl<'a> Cluster<'a> {
 }
 
 fn is_disconnected(error: &anyhow::Error) -> bool {
-    says_disconnected(&format!("{error:#}"))
+    contains_any(&format!("{error:#}"), DISCONNECTED)
 }
 
-fn says_disconnected(problem: &str) -> bool {
-    DISCONNECTED.iter().any(|words| problem.contains(words))
+fn contains_any(problem: &str, words: &[&str]) -> bool {
+    words.iter().any(|it| problem.contains(it))
 }

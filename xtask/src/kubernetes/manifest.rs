@@ -21,8 +21,9 @@ const STOP_MARGIN_SECS: u32 = 5;
 pub(super) const STOP_TIMEOUT_SECS: u32 = LINGER_SECS + DRAIN_SECS + STOP_MARGIN_SECS;
 
 /// A pod may need this time, in seconds, before it starts: it waits for its node and its
-/// image.
-const START_SECS: u32 = 20;
+/// image. If the API server was away, the controllers come back to it late, because they ask at
+/// growing intervals.
+const START_SECS: u32 = 50;
 
 impl Cluster<'_> {
     /// What `deploy` applies.
