@@ -53,7 +53,8 @@ const TEST_THREADS: &str = "--test-threads=4";
 const FIGURE: &str = "figure: ";
 
 /// A reason may quote all that a server said.
-const MAX_REASON_CHARS: usize = 400;
+const MAX_REASON_LINES: usize = 12;
+const MAX_REASON_CHARS: usize = 400; // in a line
 
 pub fn run(sh: &Shell, mut args: Args) -> Result<()> {
     let help = args.help();
@@ -179,24 +180,41 @@ struct Summary {
     reasons: Vec<String>,
 }
 
+impl Summary {
+    fn add_to_reason(&mut self, separator: &str, line: &str) {
+        if let Some(reason) = self.reasons.last_mut() {
+            *reason += separator;
+            reason.extend(line.chars().take(MAX_REASON_CHARS));
+        }
+    }
+}
+
 /// Prints all but the output of passed tests.
 fn print_tests(output: impl BufRead, summary: &mut Summary) -> Result<()> {
-    let (mut name, mut passed, mut panicked) = (String::new(), false, false);
+    let (mut name, mut passed) = (String::new(), false);
+    let mut reason_lines = 0; // how many more may belong to a reason
     for line in output.lines() {
         let line = line?;
         if line == "successes:" {
             passed = true;
         } else if line == "failures:" || line.starts_with("test result: ") {
             passed = false;
+            reason_lines = 0;
         } else if let Some(heading) = line.strip_prefix("---- ") {
             name = heading.trim_end_matches(" stdout ----").to_owned();
+            reason_lines = 0;
         } else if let Some(figure) = line.strip_prefix(FIGURE) {
             summary.figures.push(format!("{name}: {figure}"));
-        } else if panicked && !passed {
-            let reason: String = line.chars().take(MAX_REASON_CHARS).collect();
-            summary.reasons.push(format!("{name}: {reason}"));
+        } else if line.starts_with("thread '") && line.contains(" panicked at ") && !passed {
+            summary.reasons.push(format!("{name}:"));
+            reason_lines = MAX_REASON_LINES;
+        } else if line.starts_with("note: run with `RUST_BACKTRACE") {
+            reason_lines = 0;
+        } else if reason_lines > 0 && !line.is_empty() {
+            let is_first = reason_lines == MAX_REASON_LINES;
+            summary.add_to_reason(if is_first { " " } else { "\n" }, &line);
+            reason_lines -= 1;
         }
-        panicked = line.starts_with("thread '") && line.contains(" panicked at ");
         if !passed {
             println!("{line}");
         }

@@ -16,7 +16,7 @@ fn catches_a_panic() {
 
 #[test]
 fn fails() {
-    panic!("the reason");
+    panic!("the reason\n\nand more");
 }
 "#;
 
@@ -85,7 +85,7 @@ fn the_output_has_each_test_and_each_reason_and_the_figures_last() {
         assert!(!shown.contains(hidden), "{hidden:?} in {said:?}");
     }
     assert_eq!(said.code, 1);
-    let last = "    Measured catches_a_panic: 7 panics caught\n      Failed fails: the reason\n\
+    let last = "    Measured catches_a_panic: 7 panics caught\n      Failed fails: the reason\nand more\n\
                 error: tests failed; each says why above\n";
     assert!(said.people.ends_with(last), "{said:?}");
 }
