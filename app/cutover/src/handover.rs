@@ -117,7 +117,8 @@ async fn steer_away(listener: &TcpListener) {
     };
     for index in [1, 0, 2] {
         steer(listener, index);
-        let answer = spawn_blocking(move || healthcheck::ask(address)).await;
+        let ask = move || healthcheck::ask(address, healthcheck::ATTEMPT_TIMEOUT);
+        let answer = spawn_blocking(ask).await;
         if matches!(answer, Ok(Ok(other)) if Some(&*other) != identity::instance()) {
             return;
         }
@@ -224,10 +225,19 @@ mod tests {
     }
 
     #[test]
-    fn own_listening_sockets_are_found() {
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let listener = TcpListener::bind(address).unwrap();
-            assert_eq!(listeners(listener.local_addr().unwrap()), 1);
+    fn a_listening_socket_of_its_own_is_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(listeners(listener.local_addr().unwrap()), 1);
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn an_address_is_written_as_in_the_table() {
+        for (address, text) in [
+            ("127.0.0.1:3000", "0100007F:0BB8"),
+            ("[::1]:80", "00000000000000000000000001000000:0050"),
+        ] {
+            assert_eq!(in_table(address.parse().unwrap()), text);
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::settings::settings;
 /// With two instances, the chance to miss one of them is 2^-64.
 const ATTEMPTS: u32 = 64;
 const PAUSE: Duration = Duration::from_millis(10);
-const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
 const TOTAL_TIMEOUT: Duration = Duration::from_millis(1500);
 const MAX_HEAD_BYTES: u64 = 64 * 1024;
 
@@ -32,7 +32,14 @@ fn find(instance: &str, address: SocketAddr) -> io::Result<()> {
     let started = Instant::now();
     let mut last = io::Error::other("not tried");
     for _ in 0..ATTEMPTS {
-        last = match ask(address) {
+        let elapsed = started.elapsed();
+        if elapsed >= TOTAL_TIMEOUT {
+            break;
+        }
+        // A short attempt gets away from another instance that is stuck, a long one waits for
+        // a slow answer.
+        let timeout = elapsed.max(ATTEMPT_TIMEOUT).min(TOTAL_TIMEOUT - elapsed);
+        last = match ask(address, timeout) {
             Ok(answering) if answering == instance => return Ok(()),
             Ok(other) => io::Error::other(format!("only other instances answer, such as {other}")),
             Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
@@ -40,9 +47,6 @@ fn find(instance: &str, address: SocketAddr) -> io::Result<()> {
             }
             Err(error) => error,
         };
-        if started.elapsed() > TOTAL_TIMEOUT {
-            break;
-        }
         sleep(PAUSE);
     }
     Err(last)
@@ -50,10 +54,10 @@ fn find(instance: &str, address: SocketAddr) -> io::Result<()> {
 
 /// Returns the instance that answers with 200. The kernel takes 0.0.0.0 and [::] for this
 /// machine.
-pub fn ask(address: SocketAddr) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, ATTEMPT_TIMEOUT)?;
-    stream.set_read_timeout(Some(ATTEMPT_TIMEOUT))?;
-    stream.set_write_timeout(Some(ATTEMPT_TIMEOUT))?;
+pub fn ask(address: SocketAddr, timeout: Duration) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
     stream.write_all(
         format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes(),
     )?;

@@ -18,6 +18,9 @@ use crate::{drain, identity};
 /// For the first check. The watchdog sets the pace of the others.
 const FIRST_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How many checks systemd's watchdog leaves time for: a single one that fails does no harm.
+const ATTEMPTS: u32 = 4;
+
 /// Runs `check`, then tells systemd that the process is ready, and keeps systemd's watchdog
 /// fed as long as `check` succeeds. From here on SIGTERM drains.
 ///
@@ -52,7 +55,7 @@ where
         NotifyState::Status(&format!("serving {version}")),
     ]);
     if let Some(limit) = sd_notify::watchdog_enabled() {
-        tokio::spawn(feed_watchdog(check, limit / 2));
+        tokio::spawn(feed_watchdog(check, limit / ATTEMPTS));
     }
 }
 

@@ -127,3 +127,22 @@ fn silence_is_a_failure_in_bounded_time() {
     assert_eq!(code, Some(1), "{reason}");
     assert!(start.elapsed().as_secs_f32() < 4.0, "{:?}", start.elapsed());
 }
+
+#[test]
+fn a_slow_answer_is_waited_for() {
+    let address = address();
+    let server = TcpListener::bind(address).unwrap();
+    thread::spawn(move || {
+        for stream in server.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let _ = stream.read(&mut [0; 1024]);
+                thread::sleep(std::time::Duration::from_millis(500));
+                let answer = format!("HTTP/1.1 200 OK\r\ncutover-instance: {NEW}.1\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes());
+            });
+        }
+    });
+    let outcome = healthcheck(&format!("{NEW}.1"), address);
+    assert_eq!(outcome, (Some(0), String::new()));
+}
