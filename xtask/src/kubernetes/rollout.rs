@@ -80,7 +80,7 @@ impl<'a> Rollout<'a> {
         match self.follow(generation)? {
             End::Live(state) => {
                 cluster.note_live(&state)?;
-                cluster.prune(&state)?;
+                cluster.prune(&state);
                 terminal::step("Live", &format!("{version} on {}", cluster.name()));
                 Ok(())
             }
@@ -148,7 +148,7 @@ impl<'a> Rollout<'a> {
         match self.follow(generation)? {
             End::Live(state) => {
                 cluster.note_live(&state)?;
-                cluster.prune(&state)?;
+                cluster.prune(&state);
                 if replicas == Some(0) {
                     return Ok(format!("{still} is stopped, as before"));
                 }
@@ -306,9 +306,9 @@ impl Cluster<'_> {
     /// The cluster keeps a number of ReplicaSets, whatever became of them. So that failures
     /// and restarts do not push out what one can go back to, only the last failed one and
     /// one of each version stay.
-    fn prune(&self, state: &State) -> Result<()> {
+    fn prune(&self, state: &State) {
         let Some(current) = state.current() else {
-            return Ok(());
+            return;
         };
         let kept = state.kept();
         let is_failed = |it: &&ReplicaSet| !it.was_live() && it.name != current.name;
@@ -322,10 +322,11 @@ impl Cluster<'_> {
         let stale = state.replica_sets.iter().filter(|it| !is_needed(it));
         let stale: Vec<&str> = stale.map(|it| it.name.as_str()).collect();
         if !stale.is_empty() {
-            let args = [&["delete", "--wait=false", "replicaset"][..], &stale].concat();
-            self.read(&args).context("cannot delete old ReplicaSets")?;
+            let args = ["delete", "--wait=false", "--ignore-not-found", "replicaset"];
+            if let Err(error) = self.read(&[&args[..], &stale].concat()) {
+                terminal::warning(&format!("cannot delete old ReplicaSets: {error:#}"));
+            }
         }
-        Ok(())
     }
 
     /// For a pod that was started again, those of the run before. A busy node may need a

@@ -24,6 +24,7 @@ const RIGHTS: &[&str] = &[
     "patch replicasets.apps",
     "delete replicasets.apps",
     "list pods",
+    "get pods",
     "watch pods",
     "get pods --subresource=log",
     "get poddisruptionbudgets.policy",
@@ -116,7 +117,7 @@ impl Cluster<'_> {
         let missing: Vec<&str> = missing.map(|(right, _)| *right).collect();
         (!missing.is_empty()).then(|| {
             format!(
-                "you may not: {}\nhint: a Role with these rights, and a RoleBinding for you",
+                "you may not: {}\nhint: let an administrator create a Role with these rights and a RoleBinding for you",
                 missing.join(", ")
             )
         })
