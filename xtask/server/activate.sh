@@ -39,9 +39,11 @@
 # shellcheck disable=SC2015 # in A && B || C, C is meant for a failing B too
 set -eu
 
-# The largest upload, and how long reading it may take.
+# The largest upload, and how long reading it may take. The input of `run` comes over the
+# network, so it may take longer.
 MAX_UPLOAD_BYTES=1073741824
 UPLOAD_TIMEOUT_SECS=60
+MIN_BYTES_PER_SEC=100000
 # How many activations may be under way or wait for the lock, and for how long.
 MAX_QUEUED=12
 LOCK_TIMEOUT_SECS=900
@@ -201,6 +203,10 @@ detach() { # REQUEST ARGUMENT...
 # On a full disk the log stays empty. `start` and `stop` do their work all the same.
 await_without_log() { # REQUEST
     flock --timeout "$LOCK_TIMEOUT_SECS" 9 9<lock || die "another activation took too long"
+    if read -r _ worker <"log/$activation"; then
+        follow_worker
+        return
+    fi
     refresh
     case $1:$(serving_instance) in
         start:?* | stop:) echo "verdict done" ;;
@@ -375,6 +381,8 @@ read_attempt() {
 # instances other than the one that serves.
 clean_up() {
     refresh
+    old=$(serving_instance)
+    stop_all_but "$old"
     [ ! -e versions/.new ] || rm -f versions/.new
     [ ! -h .current.new ] || rm -f .current.new
     reason="cannot write $dir/history"
@@ -384,8 +392,6 @@ clean_up() {
         found_killed=true
         conclude_attempt || return 1
     fi
-    old=$(serving_instance)
-    stop_all_but "$old"
 }
 
 # The attempt's activation was killed: records its verdict, and tells whoever follows.
@@ -443,7 +449,7 @@ copy_upload() {
         bs=1M status=none 2>/dev/null |
         timeout --signal KILL "$UPLOAD_TIMEOUT_SECS" cat >versions/.new ||
         fail "the version could not be stored in $dir/versions"
-    [ -s versions/.new ] || as_deployer test -e "$upload"
+    [ -s versions/.new ] || as_deployer test -e "$upload" >/dev/null
 }
 
 # So that the next deploy uploads it again.
@@ -797,9 +803,10 @@ env_unset() { # NAME
 
 # Replaces the file at once. An entry ends with a dot, so that `$( )` keeps line ends.
 write_env() { # NAME ENTRY
+    [ ! -s env ] || read_env check || die "nothing was changed; mend $dir/env first"
     (
         umask 077
-        { [ ! -s env ] || read_env without "$1"; [ -z "$2" ] || printf '%s"\n' "${2%.}"; } >env.new
+        { { [ ! -s env ] || read_env without "$1"; } && { [ -z "$2" ] || printf '%s"\n' "${2%.}"; }; } >env.new
     ) || die "cannot write $dir/env"
     sync env.new && mv -T env.new env
 }
@@ -860,10 +867,12 @@ receive_input() { # BYTES
     [ "$1" != 0 ] || return 0
     [ "$1" -le "$MAX_UPLOAD_BYTES" ] || die "the input is larger than $MAX_UPLOAD_BYTES bytes"
     file=$(mktemp "$dir/log/.input.XXXXXX") || die "cannot write $dir/log"
+    exec 5>"$file"
     exec 4<"$file"
-    timeout "$UPLOAD_TIMEOUT_SECS" head -c "$1" <&3 >"$file" || received=failed
-    size=$(stat -c %s "$file")
     rm -f "$file"
+    timeout "$((UPLOAD_TIMEOUT_SECS + $1 / MIN_BYTES_PER_SEC))" head -c "$1" <&3 >&5 || received=failed
+    exec 5>&-
+    size=$(stat -L -c %s /dev/fd/4)
     [ "${received-}$size" = "$1" ] || die "the input did not arrive completely in $dir/log"
 }
 
@@ -984,14 +993,15 @@ process_name() { # PID
 digit='[0-9]'
 hex='[0-9a-f]'
 hex12=$hex$hex$hex$hex$hex$hex$hex$hex$hex$hex$hex$hex
-digit6=$digit$digit$digit$digit$digit$digit
+date="2${digit}${digit}${digit}[01]${digit}[0-3]$digit"
+time="[0-2]${digit}[0-5]${digit}[0-5]$digit"
 tab=$(printf '\t')
 
 is_version() {
     # shellcheck disable=SC2254 # these are patterns
     case $1 in
-        $digit$digit${digit6}T${digit6}Z-$hex12-$hex12) ;;
-        $digit$digit${digit6}T${digit6}Z-$hex12-dirty-$hex12) ;;
+        ${date}T${time}Z-$hex12-$hex12) ;;
+        ${date}T${time}Z-$hex12-dirty-$hex12) ;;
         *) return 1 ;;
     esac
 }

@@ -96,7 +96,7 @@ nohup_refresh() {
 
 nohup_is_healthy() { # INSTANCE
     restarts=0
-    reason=$(LISTEN=$listen timeout --signal KILL 2 $(nohup_as_app) "run/$service-$1" healthcheck 2>&1 8>&- 9>&-)
+    reason=$(LISTEN=$listen timeout --signal KILL 2 $(nohup_as_app) "run/$service-$1" healthcheck </dev/null 2>&1 8>&- 9>&-)
 }
 
 nohup_answers() { # INSTANCE

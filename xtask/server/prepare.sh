@@ -75,7 +75,7 @@ check_directory() {
         *//* | */./* | */../*) refuse "$dir is not a plain path" ;;
     esac
     [ "$deployer" != "$service" ] || refuse "$deployer is the app's own user; deploy as another one"
-    check_ancestors
+    check_folders
     if [ -e "$dir/settings" ]; then
         other=$(sed -n 's/^service=\([^ ]*\).*/\1/p' "$dir/settings")
         [ "$other" = "$service" ] || refuse "$dir is the directory of the service $other, not of $service"
@@ -85,19 +85,25 @@ check_directory() {
     fi
 }
 
-# Whoever can rename a folder above bin/activate can replace it, and sudo runs that.
-check_ancestors() {
+# Whoever can change one of the folders that lead to bin/activate can replace it, and sudo
+# runs that.
+check_folders() {
     folder=$dir
-    until [ "$folder" = / ]; do
+    while true; do
+        check_folder "$folder"
+        [ "$folder" != / ] || return 0
         folder=${folder%/*}
         folder=${folder:-/}
-        [ -e "$folder" ] || continue
-        [ ! -h "$folder" ] || refuse "$folder, above $dir, is a link"
-        case $(stat -c '%u %A' "$folder") in
-            0\ ?????-??-?) ;;
-            *) refuse "$folder, above $dir, can be changed by others than root" ;;
-        esac
     done
+}
+
+check_folder() { # FOLDER
+    [ ! -h "$1" ] || refuse "$1, which leads to $dir/bin, is a link"
+    [ -e "$1" ] || return 0
+    case $(stat -c '%u %A' "$1") in
+        0\ ?????-??-?) ;;
+        *) refuse "$1, which leads to $dir/bin, can be changed by others than root" ;;
+    esac
 }
 
 # A unit of another service by this name would be hidden by ours.
@@ -175,7 +181,7 @@ make_deployer() {
     chmod 640 "$home/.ssh/authorized_keys"
 }
 
-# No forwarding and no terminal, whatever options a key has already.
+# No forwarding and no terminal, unless the key's own options allow them.
 restrict_keys() {
     sed -e 's/^[[:space:]]*//' -e '/^#/d' -e '/^$/d' \
         -e '/^\(ssh-\|ecdsa-\|sk-\)/{s/^/restrict /;b' -e '}' -e 's/^/restrict,/'
@@ -233,7 +239,11 @@ install_units() {
     for unit in "$service.socket" "$service.service" "$service@.service"; do
         install_file "/etc/systemd/system/$unit" 644
     done
-    [ -z "$changed" ] || systemctl daemon-reload
+    # The second is for a setup that was interrupted.
+    if [ -n "$changed" ] ||
+        systemctl show --property NeedDaemonReload "$service.socket" "$service.service" | grep -q =yes; then
+        systemctl daemon-reload
+    fi
     systemctl is-enabled --quiet "$service.socket" "$service.service" 2>/dev/null ||
         systemctl --quiet enable "$service.socket" "$service.service"
 }

@@ -108,27 +108,30 @@ systemd_is_healthy() { # INSTANCE
 }
 
 # An app may say that it is ready, and accept nothing. All instances accept from one socket, so
-# this asks until the answer names the right one.
-systemd_answers() { # INSTANCE [SECONDS]
+# this asks until the answer names the right one. Each try lasts as long as those before it: a
+# short one gets away from another instance that is stuck, a long one waits for a slow answer.
+systemd_answers() { # INSTANCE [SECONDS [STATUS]]
     perl -MIO::Socket::IP -MIO::Socket::UNIX -e '
-        my ($listen, $instance, $seconds) = @ARGV;
-        my $end = time + $seconds;
+        my ($listen, $instance, $seconds, $status) = @ARGV;
+        my ($begin, $elapsed) = (time, 0);
         $SIG{PIPE} = "IGNORE";
         $SIG{ALRM} = sub { die };
         sub asks_it {
             my $head = "";
-            alarm 1;
+            my $left = $seconds + 1 - $elapsed;
+            alarm($elapsed + 1 < $left ? $elapsed + 1 : $left);
             my $socket = $listen =~ m,^/, ? IO::Socket::UNIX->new($listen) : IO::Socket::IP->new($listen);
             $socket->syswrite("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
             1 while length $head < 65536 && $head !~ /\r\n\r\n/ && $socket->sysread($head, 4096, length $head);
-            return $head =~ /^cutover-instance: *\Q$instance\E\r$/im;
+            return $head =~ m,^HTTP/1\.. $status , && $head =~ /^cutover-instance: *\Q$instance\E\r$/im;
         }
         until (eval { asks_it }) {
             alarm 0;
-            exit 1 if time > $end;
+            $elapsed = time - $begin;
+            exit 1 if $elapsed > $seconds;
             select undef, undef, undef, 0.01;
         }
-    ' "$listen" "$1" "${2-$ready}"
+    ' "$listen" "$1" "${2-$ready}" "${3-200}"
 }
 
 systemd_still_healthy() { # INSTANCE
@@ -155,13 +158,14 @@ systemd_kill() { # INSTANCE
 }
 
 # Any instance can shut the shared socket down. systemd then opens another one, which the live
-# instance does not have. So the port counts as open only if the live instance answers on it.
+# instance does not have. So the port counts as open only if the live instance answers on it,
+# whatever it answers.
 systemd_open_port() {
     i=$(serving_instance)
     [ -n "$i" ] || return 0
     systemd_refresh
     systemd_unit "$service.socket"
-    if [ "$state" = active ] && systemd_answers "$i"; then return; fi
+    if [ "$state" = active ] && systemd_answers "$i" "$ready" ...; then return; fi
     say "Warning the port was closed; restarting $i"
     systemd_kill "$i"
     systemctl restart "$service.socket" || :

@@ -75,14 +75,14 @@ impl State {
                 .required("free")?
                 .parse()
                 .context("`free` is not a number")?,
-            live: fields.first("live").map(str::parse).transpose()?,
-            running: fields.parse_all("running", Version::from_str)?,
+            live: fields.parse_all("live", Version::from_str).pop(),
+            running: fields.parse_all("running", Version::from_str),
             healthy: fields.is_true("healthy"),
             restarts: fields.first("restarts").unwrap_or("0").parse()?,
-            installed: fields.parse_all("version", Version::from_str)?,
-            rollback: fields.parse_all("rollback", KnownVersion::parse)?,
-            kept: fields.parse_all("kept", KnownVersion::parse)?,
-            last: fields.first("last").map(Record::parse).transpose()?,
+            installed: fields.parse_all("version", Version::from_str),
+            rollback: fields.parse_all("rollback", KnownVersion::parse),
+            kept: fields.parse_all("kept", KnownVersion::parse),
+            last: fields.parse_all("last", Record::parse).pop(),
             busy: fields.first("busy").map(|value| value.replace('\t', " ")),
         })
     }
@@ -116,15 +116,19 @@ impl<'a> Fields<'a> {
 
     fn required(&self, key: &str) -> Result<&'a str> {
         self.first(key)
-            .with_context(|| format!("the host does not tell `{key}`; it says {:?}", self.0))
+            .with_context(|| format!("the host does not report `{key}`; it says {:?}", self.0))
     }
 
     fn is_true(&self, key: &str) -> bool {
         self.first(key) == Some("true")
     }
 
-    fn parse_all<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
-        self.all(key).map(parse).collect()
+    /// Leaves out what is none: another client may have put a version with an impossible date
+    /// into the history.
+    fn parse_all<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T>) -> Vec<T> {
+        self.all(key)
+            .filter_map(|value| parse(value).ok())
+            .collect()
     }
 
     fn address(&self) -> Result<Address> {

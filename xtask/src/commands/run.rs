@@ -28,8 +28,8 @@ Run the live version once with other arguments, for example to migrate a databas
 Usage: cargo xtask run [TARGET] [OPTIONS] -- ARGUMENT...
 
 It runs on the target's first host, as the app's user, in its sandbox, with its environment
-and its state. Its output and exit code are those of this command. Ctrl-C ends it, as does a
-lost connection.
+and its state. This command prints its output and exits with its exit code. Ctrl-C ends it,
+as does a lost connection.
 
 Options:
   -i, --stdin    Read standard input to its end and pass it on; else the input is empty
@@ -56,7 +56,9 @@ pub fn run(sh: &Shell, args: Args) -> Result<()> {
     let input = read_input(options.stdin)?;
     let hosts = Host::all(sh, target);
     let host = hosts.first().context("a target has a host")?;
-    process::exit(run_on(host, &options.arguments, &input)?)
+    let code = run_on(host, &options.arguments, &input)?;
+    drop(hosts); // `exit` would leave their connections and folders
+    process::exit(code)
 }
 
 fn parse(args: Args) -> Result<Options> {

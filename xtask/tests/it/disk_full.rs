@@ -2,13 +2,13 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{self, Command},
 };
 
 use crate::{
     app::app,
-    place::{Place, is_intact},
+    place::{Place, is_intact, output},
     workspace::Workspace,
 };
 
@@ -27,6 +27,15 @@ impl Disk {
             .status();
         assert!(mount.unwrap().success(), "only root can mount a tmpfs");
         disk
+    }
+
+    /// Nobody can write to the file, not even root.
+    fn freeze(file: &Path) {
+        for options in ["bind", "remount,bind,ro"] {
+            let mut mount = Command::new("mount");
+            let mount = mount.args(["-o", options]).args([file, file]).status();
+            assert!(mount.unwrap().success());
+        }
     }
 
     /// Takes all but so many bytes.
@@ -105,4 +114,25 @@ fn while_a_version_is_copied() {
     );
     fs::remove_file(disk.filler()).unwrap();
     workspace.deploy(&binary).succeeds();
+}
+
+/// The live version starts all the same, and runs alone.
+#[test]
+fn while_the_history_is_mended() {
+    let disk = Disk::mount("history", 6 * app("A").len());
+    let place = Place::in_dir(&disk.0.join("app"));
+    let a = place.make_live(&app("A"));
+    let history = place.path("history");
+    let torn = fs::read_to_string(&history).unwrap() + "torn";
+    fs::write(&history, torn).unwrap();
+    Disk::freeze(&history);
+    for (pid, _) in place.processes() {
+        let killed = Command::new("kill")
+            .args(["-KILL", &pid.to_string()])
+            .status();
+        assert!(killed.unwrap().success());
+    }
+    place.wait_for_processes(0);
+    let said = output(place.script(&["boot"]));
+    assert_eq!(place.served(), Some(a.name), "{said}");
 }

@@ -135,6 +135,22 @@ fn a_torn_last_line_is_passed_over() {
     }
 }
 
+/// Whoever may deploy could else lock everybody out.
+#[test]
+fn a_version_with_an_impossible_date_is_passed_over() {
+    let workspace = quick("date", 5);
+    let place = &workspace.place;
+    let a = place.make_live(&app("A"));
+    let mut impossible = a.clone();
+    impossible.name.replace_range(..8, "20260230");
+    assert!(place.activate(&impossible).contains("\nverdict failed"));
+    assert!(place.status("last")[0].contains("20260230"));
+    let status = workspace.xtask("status", &[]).succeeds();
+    assert!(status.contains(&a.name), "{status}");
+    let b = workspace.deploy(&app("B")).succeeds();
+    assert_eq!(place.live().as_deref(), Some(b.trim()));
+}
+
 #[test]
 fn a_lost_history_is_no_obstacle() {
     let workspace = quick("lost", 5);

@@ -49,6 +49,10 @@ fn names_that_are_no_versions() {
         "ü0261122T183012Z-1a2b3c4d5e6f-9f86d081884c",
         "20261122T183012Z-1a2b3c4d5e6f-9f86d081884c-dirty",
         "20261122T183012Z-1a2b3c4d5e6f-clean-9f86d081884c",
+        // Instances of such a version would be nobody's.
+        "19991122T183012Z-1a2b3c4d5e6f-9f86d081884c",
+        "20263122T183012Z-1a2b3c4d5e6f-9f86d081884c",
+        "20261122T333012Z-1a2b3c4d5e6f-9f86d081884c",
     ];
     for name in names {
         let said = output(place.script(&["activate", name, &a.sha256, "tester@test"]));
@@ -184,6 +188,12 @@ fn another_form_of_environment_is_refused() {
         assert!(said.contains("verdict failed"), "{line}: {said}");
         assert!(said.contains("neither NAME=plain nor"), "{line}: {said}");
         assert!(!place.path("pwned").exists() && !fs::exists("pwned").unwrap());
+        for args in [["env-set", "C"], ["env-unset", "B"]] {
+            let said = output(place.script(&args));
+            assert!(said.contains("nothing was changed"), "{line}: {said}");
+        }
+        let kept = fs::read_to_string(place.path("env")).unwrap();
+        assert_eq!(kept, format!("B=1\n{line}\n"));
     }
 }
 

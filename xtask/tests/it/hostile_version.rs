@@ -6,6 +6,7 @@ use std::{
     ffi::{c_char, c_int, c_void},
     fs,
     io::{Read, Write},
+    net::ToSocketAddrs,
     os::{fd::FromRawFd, unix::net::UnixDatagram},
     ptr,
     thread::sleep,
@@ -88,6 +89,10 @@ fn main() {
             started += 1;
         }
         eprintln!("{started} threads were started");
+    }
+    if does("looks-up") {
+        let _ = ("example.invalid", 80).to_socket_addrs();
+        eprintln!("looked up");
     }
     if does("litters") {
         for file in ["/dev/shm/litter", "/dev/mqueue/litter", "/tmp/litter", "/var/tmp/litter", "/run/litter"] {

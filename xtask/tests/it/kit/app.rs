@@ -71,7 +71,7 @@ fn build() -> Vec<u8> {
         "app/src/health.rs",
         &[(
             "(NO_STORE, \"ok\\n\")",
-            "(crate::faults::health(), NO_STORE, \"ok\\n\")",
+            "(crate::faults::health().await, NO_STORE, \"ok\\n\")",
         )],
     );
     edit(

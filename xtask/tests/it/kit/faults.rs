@@ -8,7 +8,10 @@ pub async fn slow(axum::extract::Path(seconds): axum::extract::Path<f32>) -> &'s
     "done\n"
 }
 
-pub fn health() -> axum::http::StatusCode {
+pub async fn health() -> axum::http::StatusCode {
+    if is("slow-health") {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
     if is("unhealthy") {
         axum::http::StatusCode::INTERNAL_SERVER_ERROR
     } else {
