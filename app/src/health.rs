@@ -8,8 +8,9 @@ use serde::Serialize;
 
 const NO_STORE: [(HeaderName, &str); 1] = [(CACHE_CONTROL, "no-store")];
 
-/// A version that does not answer with 200 is not deployed, and one that stops doing so is
-/// restarted. Check here what the app cannot work without, such as its database.
+/// A version that does not answer with 200 does not go live. Later, systemd and Kubernetes
+/// restart an app that stops doing so. Check here what a new version must not lack, and what
+/// a restart can repair.
 pub async fn healthz() -> impl IntoResponse {
     (NO_STORE, "ok\n")
 }

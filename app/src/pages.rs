@@ -25,8 +25,8 @@ pub async fn page(State(app): State<App>, uri: Uri, headers: HeaderMap) -> Respo
     };
 
     let etag = etag(&file);
-    // A browser keeps it, but asks each time whether it has changed: during a switch a page
-    // must not be mixed with the style of another version.
+    // A browser keeps it, but asks each time whether it has changed, so that after a switch no
+    // page meets an old style from the cache.
     let caching = [
         (ETAG, etag.clone()),
         (CACHE_CONTROL, "no-cache".to_string()),

@@ -52,7 +52,7 @@ impl FromStr for Builder {
         match name {
             "container" => Ok(Builder::Container),
             "host" => Ok(Builder::Host),
-            _ => bail!("`container` and `host` are known"),
+            _ => bail!("it must be `container` or `host`"),
         }
     }
 }

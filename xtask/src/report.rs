@@ -240,13 +240,13 @@ fn what_serves(now: &Result<State>) -> String {
             "{} is still the live version, but does not serve",
             live(state)
         ),
-        Err(error) => format!("the host does not tell what is live: {error:#}"),
+        Err(error) => format!("the host does not report what is live: {error:#}"),
     }
 }
 
 /// For an app that exits because it lacks a variable.
 fn hint_at_environment(host: &Host, reason: &str) -> String {
-    if !reason.starts_with("it did not become ready") && !reason.starts_with("it exited") {
+    if !reason.starts_with("it was not ready") && !reason.starts_with("it exited") {
         return String::new();
     }
     let admin = match host.remote {

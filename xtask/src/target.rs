@@ -15,13 +15,14 @@ pub struct Target<'a> {
     /// USER@HOST each, in the order in which they switch. Empty: this machine.
     pub hosts: &'a [&'a str],
     /// The name of the units, the system user and the files on the hosts. Two targets on
-    /// one host need two names. `None` is for ad-hoc targets: the directory's last part.
+    /// one host need two names. `None`, only for targets from the command line: the last part
+    /// of the directory.
     pub service: Option<&'a str>,
     /// The directory on the hosts. A relative one is within the workspace. `None`:
     /// `/srv/SERVICE`.
     pub directory: Option<&'a str>,
-    /// IP:PORT. Without it and without a `domain`, which is for ad-hoc targets, the address
-    /// stays the one that the directory was set up with.
+    /// IP:PORT. A target on hosts in `TARGETS` needs this or `domain`. One from the command
+    /// line may have neither: it keeps the address that its directory was set up with.
     pub listen: Option<&'a str>,
     /// Instead of `listen`: the domain to serve by https. `setup` has Caddy do that.
     pub domain: Option<&'a str>,
@@ -147,7 +148,7 @@ impl<'a> Target<'a> {
 fn configured<'a>(target: Target<'a>, address: &AddressArgs) -> Result<Target<'a>> {
     ensure!(
         address.listen.is_none() && address.domain.is_none(),
-        "`--listen` and `--domain` are for ad-hoc targets; the address of `{}` is set in xtask/src/config.rs",
+        "`--listen` and `--domain` are for targets from the command line; the address of `{}` is set in xtask/src/config.rs",
         target.name
     );
     target.check()
@@ -201,6 +202,10 @@ fn check_directory(target: &Target) -> Result<()> {
     ensure!(
         target.is_local() || directory.chars().all(known),
         "the directory {directory:?} on a server may only contain letters, digits and `._-/`"
+    );
+    ensure!(
+        target.is_local() || directory.starts_with('/'),
+        "the directory {directory:?} on a server does not begin with `/`"
     );
     Ok(())
 }

@@ -31,10 +31,11 @@ Usage: cargo xtask deploy [TARGET] [OPTIONS]
 
 Options:
   -n, --dry-run                 Show what would be done, and change nothing
-      --allow-dirty             Allow uncommitted changes on servers
+      --allow-dirty             Deploy to a server even with uncommitted changes
       --build container|host    Build in a container (default for servers) or with local cargo
-      --listen IP:PORT          Where an ad-hoc target serves; needed once for each directory
-      --domain NAME             The same, by https
+      --listen IP:PORT          The address of a target that is given as USER@HOST:/DIR or /DIR;
+                                needed once for each directory
+      --domain NAME             The domain of such a target, served by https
       --keep                    If a host fails, leave the new version on those that have switched
       --json                    Print what is live on each host as JSON
   -h, --help                    Show this help

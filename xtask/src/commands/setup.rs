@@ -29,8 +29,9 @@ Usage: cargo xtask setup [TARGET] [OPTIONS]
 
 Options:
       --as USER           Connect as USER, who is root or may use sudo without a password
-      --listen IP:PORT    Where an ad-hoc target serves; needed once for each directory
-      --domain NAME       The same, by https; installs and configures Caddy
+      --listen IP:PORT    The address of a target that is given as USER@HOST:/DIR; needed once
+                          for each directory
+      --domain NAME       The domain of such a target; installs and configures Caddy
   -h, --help              Show this help
 ";
 
