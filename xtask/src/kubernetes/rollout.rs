@@ -28,6 +28,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(300);
 const LAST_LINES: &str = "--tail=10";
 const LOG_ATTEMPTS: u32 = 5;
 
+/// What a node answers in place of a log that it does not find.
+const NO_LOG: &[&str] = &["unable to retrieve", "failed to try resolving symlinks"];
+
 /// How a rollout ended, as far as the cluster is concerned.
 enum End {
     Live(State),
@@ -334,7 +337,7 @@ impl Cluster<'_> {
     fn show_last_lines(&self, pod: &Pod) {
         let args = ["logs", &pod.name, LAST_LINES];
         let read = |more: &[&str]| self.read(&[&args[..], more].concat()).ok();
-        let is_log = |it: &String| !it.is_empty() && !it.starts_with("unable to retrieve");
+        let is_log = |it: &String| !it.is_empty() && !NO_LOG.iter().any(|no| it.starts_with(no));
         let before = || read(&["--previous"]).filter(is_log);
         let lines = (0..LOG_ATTEMPTS).find_map(|attempt| {
             sleep(POLL_INTERVAL * attempt);
