@@ -239,7 +239,7 @@ install_units() {
     for unit in "$service.socket" "$service.service" "$service@.service"; do
         install_file "/etc/systemd/system/$unit" 644
     done
-    # The second is for a setup that was interrupted.
+    # A setup that was interrupted may have written a unit that systemd has not read.
     if [ -n "$changed" ] ||
         systemctl show --property NeedDaemonReload "$service.socket" "$service.service" | grep -q =yes; then
         systemctl daemon-reload

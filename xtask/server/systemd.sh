@@ -108,8 +108,9 @@ systemd_is_healthy() { # INSTANCE
 }
 
 # An app may say that it is ready, and accept nothing. All instances accept from one socket, so
-# this asks until the answer names the right one. Each try lasts as long as those before it: a
-# short one gets away from another instance that is stuck, a long one waits for a slow answer.
+# this asks until the answer names the right one. Each try may last as long as all before it
+# together: a short one gets away from another instance that is stuck, a long one waits for a
+# slow answer.
 systemd_answers() { # INSTANCE [SECONDS [STATUS]]
     perl -MIO::Socket::IP -MIO::Socket::UNIX -e '
         my ($listen, $instance, $seconds, $status) = @ARGV;

@@ -123,8 +123,8 @@ impl<'a> Fields<'a> {
         self.first(key) == Some("true")
     }
 
-    /// Leaves out what is none: another client may have put a version with an impossible date
-    /// into the history.
+    /// Leaves out values of another form: another client may have put a version with an
+    /// impossible date into the history.
     fn parse_all<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T>) -> Vec<T> {
         self.all(key)
             .filter_map(|value| parse(value).ok())

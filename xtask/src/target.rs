@@ -18,8 +18,8 @@ pub struct Target<'a> {
     /// one host need two names. `None`, only for targets from the command line: the last part
     /// of the directory.
     pub service: Option<&'a str>,
-    /// The directory on the hosts. A relative one is within the workspace. `None`:
-    /// `/srv/SERVICE`.
+    /// The directory on the hosts. On this machine it may be relative to the workspace.
+    /// `None`: `/srv/SERVICE`.
     pub directory: Option<&'a str>,
     /// IP:PORT. A target on hosts in `TARGETS` needs this or `domain`. One from the command
     /// line may have neither: it keeps the address that its directory was set up with.

@@ -366,7 +366,8 @@ fn what_a_cluster_survives() {
     sleep(Duration::from_secs(10));
     let report = load.stop();
     assert!(report.lost.is_empty(), "{:?}", report.lost);
-    // Each node asks again when it likes. Until then it may send clients to pods that are gone.
+    // A node may hear late that the server is back. Until then it may send clients to pods
+    // that are gone.
     let load = Load::start(address, 2, Connections::New);
     root("systemctl start kube-apiserver");
     let (code, people) = deploy.end();

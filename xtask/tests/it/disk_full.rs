@@ -116,7 +116,7 @@ fn while_a_version_is_copied() {
     workspace.deploy(&binary).succeeds();
 }
 
-/// The live version starts all the same, and runs alone.
+/// The live version starts all the same.
 #[test]
 fn while_the_history_is_mended() {
     let disk = Disk::mount("history", 6 * app("A").len());

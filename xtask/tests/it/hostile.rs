@@ -49,7 +49,7 @@ fn names_that_are_no_versions() {
         "ü0261122T183012Z-1a2b3c4d5e6f-9f86d081884c",
         "20261122T183012Z-1a2b3c4d5e6f-9f86d081884c-dirty",
         "20261122T183012Z-1a2b3c4d5e6f-clean-9f86d081884c",
-        // Instances of such a version would be nobody's.
+        // No time is like these. The script finds instances by names that begin with 2.
         "19991122T183012Z-1a2b3c4d5e6f-9f86d081884c",
         "20263122T183012Z-1a2b3c4d5e6f-9f86d081884c",
         "20261122T333012Z-1a2b3c4d5e6f-9f86d081884c",

@@ -25,7 +25,6 @@ pub fn nth(n: usize) -> String {
 
 /// Far more than anything here takes: a hang is a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// An address that no other test has, so that they can run at the same time:
 /// all of 127.0.0.0/8 is this machine.
@@ -88,6 +87,9 @@ pub struct Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the log of process {}:\n{}", self.pid(), self.log());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -98,12 +100,10 @@ impl Instance {
     #[track_caller]
     pub fn start(command: &mut Command) -> Instance {
         let mut instance = Instance::spawn(command);
-        let start = Instant::now();
-        while !instance.log().contains("ready") {
+        eventually(|| {
             assert!(instance.is_running(), "it exited: {}", instance.log());
-            assert!(start.elapsed() < PATIENCE, "not ready: {}", instance.log());
-            thread::sleep(PAUSE);
-        }
+            instance.log().contains("ready")
+        });
         instance
     }
 
@@ -146,10 +146,7 @@ impl Instance {
     #[track_caller]
     pub fn ends(&mut self) -> (ExitStatus, Duration) {
         let start = Instant::now();
-        while self.is_running() {
-            assert!(start.elapsed() < PATIENCE, "it still runs: {}", self.log());
-            thread::sleep(PAUSE);
-        }
+        eventually(|| !self.is_running());
         let took = start.elapsed();
         if let Some(reader) = self.reader.take() {
             reader.join().unwrap();
@@ -163,7 +160,7 @@ pub fn eventually(mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain");
-        thread::sleep(PAUSE);
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
