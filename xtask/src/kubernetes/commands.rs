@@ -1,9 +1,10 @@
 //! The commands, for a target on Kubernetes.
 
 use std::{
+    collections::HashMap,
     io::{BufRead, BufReader},
-    thread::{self, sleep},
-    time::Duration,
+    thread::{self, JoinHandle, sleep},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,8 +14,8 @@ use super::{
     Cluster, MANAGER,
     image::arch_name,
     manifest::{STOP_TIMEOUT_SECS, version_label},
-    rollout::Rollout,
-    state::{Pod, ReplicaSet, State},
+    rollout::{Change, Rollout},
+    state::{Deployment, Pod, ReplicaSet, State},
 };
 use crate::{
     builder::{self, Builder},
@@ -56,16 +57,15 @@ impl Cluster<'_> {
             self.deployment_manifest(&version.to_string(), &image, arch_name(arch), &by)?;
         let rollout = Rollout::new(self, &before, version, &by)?;
         let applied = self.patiently(|| self.apply(&manifest, GENERATION))?;
-        let generation: u64 = applied.trim().parse()?;
         let unchanged = before
             .deployment
             .as_ref()
-            .is_some_and(|it| it.generation == generation);
+            .is_some_and(|it| it.generation.to_string() == applied.trim());
         if unchanged && before.is_complete() {
             let text = format!("{version} on {} already: the same build", self.name());
             terminal::step("Live", &text);
         }
-        rollout.conclude(generation, json)
+        rollout.conclude(json)
     }
 
     /// Shows what would be applied, for the version that is live.
@@ -109,15 +109,17 @@ impl Cluster<'_> {
     fn change_to(&self, before: &State, set: &ReplicaSet, json: bool) -> Result<()> {
         let by = user_at_machine(self.sh)?;
         let rollout = Rollout::new(self, before, &set.version, &by)?;
-        let generation =
-            self.switch_to(set, self.generation(before)?, self.replicas(before), &by)?;
-        rollout.conclude(generation, json)
+        let deployment = self.deployed(before)?;
+        self.switch_to(set, deployment.change(), None, &by)?;
+        if before.is_stopped() {
+            self.scale(self.kubernetes.replicas)?;
+        }
+        rollout.conclude(json)
     }
 
-    /// An autoscaler's number stays; a Deployment that was stopped gets the target's.
-    fn replicas(&self, state: &State) -> Option<u32> {
-        let is_stopped = state.deployment.as_ref().is_some_and(|it| it.replicas == 0);
-        is_stopped.then_some(self.kubernetes.replicas)
+    fn deployed<'s>(&self, state: &'s State) -> Result<&'s Deployment> {
+        let deployment = state.deployment.as_ref();
+        deployment.with_context(|| format!("nothing was ever deployed to {}", self.name()))
     }
 
     /// `to` is a number of versions back, a version, or a part of one.
@@ -210,35 +212,59 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    /// With `follow`, the pods that come later are followed, too.
     pub fn logs(&self, lines: u32, follow: bool) -> Result<()> {
-        let mut known: Vec<String> = Vec::new();
+        if follow {
+            return self.follow_logs(lines);
+        }
+        for pod in self
+            .state_if_set_up()?
+            .pods
+            .iter()
+            .filter(|it| it.has_run())
+        {
+            show_lines(self.logs_of(pod, &[&format!("--tail={lines}")]))
+                .with_context(|| format!("cannot show the log of {}", pod.name))?;
+        }
+        Ok(())
+    }
+
+    /// Pods that come later are followed, too, and those whose stream has ended: a container
+    /// was started again, or the API server was away.
+    fn follow_logs(&self, lines: u32) -> Result<()> {
+        let mut streams: HashMap<String, JoinHandle<Instant>> = HashMap::new();
+        let mut tail = format!("--tail={lines}");
         loop {
             let pods = self.patiently(|| self.state_if_set_up())?.pods;
-            // The past of a pod that comes later is a part of what follows.
-            let tail = match known.is_empty() {
-                true => format!("--tail={lines}"),
-                false => "--tail=-1".to_owned(),
-            };
-            for pod in pods.iter().filter(|it| it.has_run()) {
-                if known.contains(&pod.name) {
-                    continue;
-                }
-                known.push(pod.name.clone());
-                let args = ["logs", &pod.name, "--prefix", &tail];
-                if follow {
-                    let kubectl = self.kubectl(&[&args[..], &["--follow"]].concat());
-                    thread::spawn(|| show_lines(kubectl));
-                } else {
-                    show_lines(self.kubectl(&args))
-                        .with_context(|| format!("cannot show the log of {}", pod.name))?;
-                }
+            for pod in pods.into_iter().filter(Pod::has_run) {
+                let since = match streams.remove(&pod.name) {
+                    Some(stream) if stream.is_finished() && pod.is_serving() => {
+                        let ended = stream.join().expect("a stream's thread does not panic");
+                        format!("--since={}s", ended.elapsed().as_secs() + 1)
+                    }
+                    Some(stream) => {
+                        streams.insert(pod.name, stream);
+                        continue;
+                    }
+                    None => tail.clone(),
+                };
+                let kubectl = self.logs_of(&pod, &[&since, "--follow"]);
+                let stream = thread::spawn(|| {
+                    // It has printed the reason.
+                    _ = show_lines(kubectl);
+                    Instant::now()
+                });
+                streams.insert(pod.name, stream);
             }
-            if !follow {
-                return Ok(());
+            if !streams.is_empty() {
+                // The past of a pod that comes later is a part of what follows.
+                tail = "--tail=-1".to_owned();
             }
             sleep(Duration::from_secs(1));
         }
+    }
+
+    fn logs_of(&self, pod: &Pod, args: &[&str]) -> Expression {
+        self.kubectl(&[&["logs", &pod.name, "--prefix"], args].concat())
     }
 
     fn live<'s>(&self, state: &'s State) -> Result<&'s ReplicaSet> {
@@ -254,8 +280,8 @@ impl Cluster<'_> {
 
     pub fn stop(&self) -> Result<()> {
         let before = self.state_for_change()?;
-        self.generation(&before)?;
-        self.patch("merge", r#"{"spec": {"replicas": 0}}"#)?;
+        self.deployed(&before)?;
+        self.scale(0)?;
         terminal::step(
             "Stopping",
             &format!("{} in {}", self.service(), self.name()),
@@ -277,8 +303,10 @@ impl Cluster<'_> {
             r#"{{"spec": {{"template": {{"metadata": {{"annotations": {{"kubectl.kubernetes.io/restartedAt": {}}}}}}}}}}}"#,
             json::string(&crate::version::now())
         );
-        let generation = self.patch("merge", &restarted)?;
-        rollout.finish(generation)
+        let from = self.deployed(&before)?.change();
+        let to = Change { by: &by, ..from };
+        self.change(from, to, None, "merge", &restarted)?;
+        rollout.finish()
     }
 
     pub fn list_env(&self) -> Result<()> {

@@ -10,11 +10,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use signal_hook::{consts::SIGINT, flag};
 
 use super::{
-    Cluster, MANAGER, is_disconnected,
+    Cluster, MANAGER,
     state::{Pod, ReplicaSet, State},
 };
 use crate::{
@@ -30,6 +30,13 @@ const LOG_ATTEMPTS: u32 = 5;
 
 /// What a node answers in place of a log that it does not find.
 const NO_LOG: &[&str] = &["unable to retrieve", "failed to try resolving symlinks"];
+
+/// What tells one person's change of the Deployment from another's.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Change<'a> {
+    pub version: &'a str,
+    pub by: &'a str,
+}
 
 /// How a rollout ended, as far as the cluster is concerned.
 enum End {
@@ -67,9 +74,9 @@ impl<'a> Rollout<'a> {
         })
     }
 
-    /// Follows the change with this number. Prints the version, or JSON if that is wanted.
-    pub fn conclude(&self, generation: u64, json: bool) -> Result<()> {
-        let result = self.finish(generation);
+    /// Follows the change. Prints the version, or JSON if that is wanted.
+    pub fn conclude(&self, json: bool) -> Result<()> {
+        let result = self.finish();
         match &result {
             _ if json => println!("{}", self.json(result.as_ref().err())),
             Ok(()) => println!("{}", self.version),
@@ -78,17 +85,21 @@ impl<'a> Rollout<'a> {
         result
     }
 
-    pub fn finish(&self, generation: u64) -> Result<()> {
+    pub fn finish(&self) -> Result<()> {
         let (cluster, version) = (self.cluster, self.version);
-        match self.follow(generation)? {
+        match self.follow(version)? {
             End::Live(state) => {
                 cluster.note_live(&state)?;
                 cluster.prune(&state);
-                terminal::step("Live", &format!("{version} on {}", cluster.name()));
+                let note = match state.is_stopped() {
+                    true => ", which is stopped",
+                    false => "",
+                };
+                terminal::step("Live", &format!("{version} on {}{note}", cluster.name()));
                 Ok(())
             }
             End::Failed(why) => {
-                let still = self.put_back(generation);
+                let still = self.put_back();
                 let still = still.unwrap_or_else(|error| format!("cannot put back: {error:#}"));
                 bail!(
                     "{version} did not become live on {}: {why}\n{still}",
@@ -110,7 +121,9 @@ impl<'a> Rollout<'a> {
         }
     }
 
-    fn follow(&self, generation: u64) -> Result<End> {
+    /// Follows until the Deployment serves this version. Who else changes it names another
+    /// version or another person; an autoscaler's steps change neither.
+    fn follow(&self, version: &Version) -> Result<End> {
         let mut shown = String::new();
         loop {
             let read = self.cluster.patiently(|| self.cluster.state());
@@ -121,7 +134,14 @@ impl<'a> Rollout<'a> {
             let Some(deployment) = &state.deployment else {
                 return Ok(End::Replaced("somebody".to_owned()));
             };
-            if deployment.generation != generation {
+            if let Some(editor) = &deployment.editor {
+                return Ok(End::Replaced(editor.clone()));
+            }
+            let ours = Change {
+                version: &version.to_string(),
+                by: self.by,
+            };
+            if deployment.change() != ours {
                 return Ok(End::Replaced(deployment.by.clone()));
             }
             if state.is_complete() {
@@ -137,7 +157,7 @@ impl<'a> Rollout<'a> {
     }
 
     /// Returns what serves now.
-    fn put_back(&self, generation: u64) -> Result<String> {
+    fn put_back(&self) -> Result<String> {
         let cluster = self.cluster;
         let Some(live) = self.before.live() else {
             let all = ["delete", &cluster.deployment()];
@@ -147,12 +167,16 @@ impl<'a> Rollout<'a> {
         let still = &live.version;
         terminal::step("Restoring", &format!("{still} on {}", cluster.name()));
         let replicas = self.before.deployment.as_ref().map(|it| it.replicas);
-        let generation = cluster.switch_to(live, generation, replicas, self.by)?;
-        match self.follow(generation)? {
+        let failed = Change {
+            version: &self.version.to_string(),
+            by: self.by,
+        };
+        cluster.switch_to(live, failed, replicas, self.by)?;
+        match self.follow(still)? {
             End::Live(state) => {
                 cluster.note_live(&state)?;
                 cluster.prune(&state);
-                if replicas == Some(0) {
+                if state.is_stopped() {
                     return Ok(format!("{still} is stopped, as before"));
                 }
                 Ok(format!("{still} still serves"))
@@ -243,46 +267,109 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    /// Changes the Deployment back to a former ReplicaSet, if nobody else has changed it.
-    /// Returns the number of the change.
+    /// Changes the Deployment back to a former ReplicaSet. The number of pods counts if the
+    /// manifest says how many there are.
     pub(super) fn switch_to(
         &self,
         set: &ReplicaSet,
-        generation: u64,
+        from: Change,
         replicas: Option<u32>,
         by: &str,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let template = "--output=jsonpath={.spec.template}";
         let template = self.patiently(|| self.read(&["get", "replicaset", &set.name, template]))?;
-        let mut steps = vec![
-            patch("test", "/metadata/generation", &generation.to_string()),
-            patch("replace", "/spec/template", &template),
+        let steps = [
+            json::object([
+                ("op", json::string("replace")),
+                ("path", json::string("/spec/template")),
+                ("value", template),
+            ]),
             r#"{"op": "remove", "path": "/spec/template/metadata/labels/pod-template-hash"}"#
                 .to_owned(),
-            patch(
-                "add",
-                "/metadata/annotations/kubernetes.io~1change-cause",
-                &json::string(by),
-            ),
         ];
-        steps.extend(replicas.map(|it| patch("replace", "/spec/replicas", &it.to_string())));
-        self.patch("json", &json::array(steps))
+        let to = Change {
+            version: &set.version.to_string(),
+            by,
+        };
+        self.change(from, to, replicas, "json", &json::array(steps))
     }
 
-    /// Changes the Deployment. Returns the number of the change.
-    pub(super) fn patch(&self, kind: &str, patch: &str) -> Result<u64> {
-        let (deployment, kind) = (self.deployment(), format!("--type={kind}"));
+    /// Changes the Deployment by a patch, if nobody else has changed it. The result is applied
+    /// as a deploy's manifest is, so that the next deploy takes back what only this one has.
+    pub(super) fn change(
+        &self,
+        from: Change,
+        to: Change,
+        replicas: Option<u32>,
+        kind: &str,
+        patch: &str,
+    ) -> Result<()> {
+        let attempt = || loop {
+            match self.try_change(from, to, replicas, kind, patch) {
+                // Only its status, because `try_change` looks at the rest each time.
+                Err(error) if format!("{error:#}").contains("the object has been modified") => {}
+                result => return result,
+            }
+        };
+        let failed = || format!("cannot change {}", self.deployment());
+        self.patiently(attempt).with_context(failed)
+    }
+
+    fn try_change(
+        &self,
+        from: Change,
+        to: Change,
+        replicas: Option<u32>,
+        kind: &str,
+        patch: &str,
+    ) -> Result<()> {
+        let now = self.read(&["get", &self.deployment(), "--output=json"])?;
+        // Read after `now`, whose resourceVersion makes the API server refuse this change if
+        // there was another one since.
+        let state = self.state()?;
+        self.refuse_edited(&state)?;
+        let deployment = state.deployment.context("somebody has deleted it")?;
+        let last = deployment.change();
+        // The latter, if the change was made and the answer lost.
+        ensure!(
+            last == from || last == to,
+            "{} has changed it meanwhile",
+            deployment.by
+        );
+        let replicas = match deployment.has_fixed_replicas {
+            true => replicas.unwrap_or(deployment.replicas).to_string(),
+            false => "null".to_owned(),
+        };
+        let ours = format!(
+            r#"{{"metadata": {{"managedFields": null, "annotations": {{"kubernetes.io/change-cause": {}}}}}, "spec": {{"replicas": {replicas}}}}}"#,
+            json::string(to.by)
+        );
+        let changed = self.patched(&now, "merge", &ours)?;
+        let changed = self.patched(&changed, kind, patch)?;
+        self.apply(&changed, "name")?;
+        Ok(())
+    }
+
+    fn patched(&self, object: &str, kind: &str, patch: &str) -> Result<String> {
+        let kind = format!("--type={kind}");
+        let args = ["patch", "--local", "--filename=-", "--output=json", &kind];
+        self.send(&[&args[..], &["--patch", patch]].concat(), object)
+    }
+
+    pub(super) fn scale(&self, replicas: u32) -> Result<()> {
+        let deployment = self.deployment();
         let manager = format!("--field-manager={MANAGER}");
-        let number = "--output=jsonpath={.metadata.generation}";
-        let args = ["patch", &deployment, &kind, &manager, number, "--patch"];
-        let result = self.patiently(|| self.read(&[&args[..], &[patch]].concat()));
-        let number = result.map_err(|error| match is_disconnected(&error) {
-            true => error,
-            false => anyhow!(
-                "cannot change {deployment}; somebody else may have changed it meanwhile: {error:#}"
-            ),
-        })?;
-        Ok(number.trim().parse()?)
+        let patch = format!(r#"{{"spec": {{"replicas": {replicas}}}}}"#);
+        let args = [
+            "patch",
+            &deployment,
+            "--type=merge",
+            &manager,
+            "--patch",
+            &patch,
+        ];
+        self.patiently(|| self.read(&args))?;
+        Ok(())
     }
 
     /// Notes that the present version is live. Returns whether that was not noted yet.
@@ -345,22 +432,4 @@ impl Cluster<'_> {
         });
         lines.unwrap_or_default().lines().for_each(terminal::quote);
     }
-
-    /// The number of the Deployment's last change.
-    pub(super) fn generation(&self, state: &State) -> Result<u64> {
-        let deployment = state.deployment.as_ref();
-        let deployment =
-            deployment.with_context(|| format!("nothing was ever deployed to {}", self.name()))?;
-        ensure!(deployment.generation > 0, "the Deployment has no number");
-        Ok(deployment.generation)
-    }
-}
-
-/// A step of a JSON patch (RFC 6902).
-fn patch(op: &str, path: &str, value: &str) -> String {
-    json::object([
-        ("op", json::string(op)),
-        ("path", json::string(path)),
-        ("value", value.to_owned()),
-    ])
 }

@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result};
 
+use super::rollout::Change;
 use crate::version::Version;
 
 /// Prints a line for each fact, with its fields between tabs.
@@ -27,9 +28,12 @@ pub struct Deployment {
     existing: u32,
     updated: u32,
     available: u32,
+    pub version: String,
     revision: String,
     /// Who has changed it last.
     pub by: String,
+    /// Whether the manifest says how many pods there are, and not an autoscaler.
+    pub has_fixed_replicas: bool,
     /// Why the rollout cannot go on.
     pub problem: Option<String>,
     /// A program other than ours that has changed the specification, and when.
@@ -93,6 +97,7 @@ impl State {
                 let deployment = self.deployment.as_mut()?;
                 deployment.editor = deployment.editor.take().or(editor);
             }
+            ["applied replicas"] => self.deployment.as_mut()?.has_fixed_replicas = true,
             // What has no version is not ours.
             ["replicaset", ..] => self.replica_sets.extend(ReplicaSet::parse(fields)),
             ["pod", name, version, template, deleted] => self.pods.push(Pod {
@@ -124,6 +129,10 @@ impl State {
                     && it.existing == it.replicas
                     && it.available == it.replicas
             })
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.deployment.as_ref().is_some_and(|it| it.replicas == 0)
     }
 
     /// Whether old pods are still being replaced.
@@ -214,6 +223,7 @@ impl Deployment {
             existing,
             updated,
             available,
+            version,
             revision,
             by,
         ] = *fields
@@ -227,10 +237,19 @@ impl Deployment {
             existing: existing.parse().ok()?,
             updated: updated.parse().ok()?,
             available: available.parse().ok()?,
+            version: version.to_owned(),
             revision: revision.to_owned(),
             by: by.to_owned(),
             ..Deployment::default()
         })
+    }
+
+    /// Its last one.
+    pub fn change(&self) -> Change<'_> {
+        Change {
+            version: &self.version,
+            by: &self.by,
+        }
     }
 
     fn take_condition(&mut self, kind: &str, status: &str, reason: &str, message: &str) {
@@ -305,6 +324,11 @@ impl Pod {
     /// Whether there is a log.
     pub fn has_run(&self) -> bool {
         self.is_running || self.exited.is_some()
+    }
+
+    /// Whether its log goes on.
+    pub fn is_serving(&self) -> bool {
+        self.is_running && !self.is_terminating
     }
 
     /// What waiting would hardly help.

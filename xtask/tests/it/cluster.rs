@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     app::{app, faulty_app},
+    configured::by,
     http::{self, Connection},
     kit::cluster::{Namespace, PUSHED_BYTES, wait_patiently},
     load::{Connections, Load},
@@ -240,6 +241,110 @@ fn wrong_targets_and_edited_deployments_are_left_alone() {
     assert_eq!(site.served(), b.trim());
     let env = site.kubectl(&["get", "deployment/app", "--output=jsonpath={..env[*].name}"]);
     assert!(!env.contains("BY_HAND"), "{env}");
+}
+
+/// The manifest changes between two versions, and an autoscaler acts in the middle.
+#[test]
+fn what_only_an_old_manifest_has_comes_and_goes_with_its_version() {
+    let site = Namespace::set_up("scaled");
+    let former = site.cluster.xtask_with_manifest(
+        "former",
+        &[
+            ("  replicas: @REPLICAS@\n", ""),
+            (
+                "          env:\n",
+                "          env:\n            - name: FORMER\n              value: \"1\"\n",
+            ),
+        ],
+    );
+    let deploy = || {
+        by(
+            &former,
+            &site.command(&["deploy", "scaled", "--build", "host"]),
+        )
+    };
+    site.build(&app("A"));
+    let a = said(&mut deploy()).succeeds();
+    site.wait_for_route();
+
+    let scale = ["autoscale", "deployment", "app", "--max=4", "--min=2"];
+    let scaled = site.kubectl(&[&scale[..], &["--cpu-percent=80"]].concat());
+    assert!(scaled.contains("autoscaled"), "{scaled}");
+    site.wait_for_pods(2);
+    site.build(&faulty_app("bad", "never-listens"));
+    let bad = Followed::start(deploy());
+    bad.wait_for("Replacing");
+    let more = "--patch={\"spec\": {\"minReplicas\": 3}}";
+    site.kubectl(&["patch", "horizontalpodautoscaler/app", more]);
+    let (code, people) = bad.end();
+    println!("{people}");
+    assert_eq!(code, 1, "{people}");
+    let still = format!("{} still serves", a.trim());
+    assert!(people.contains(&still), "{people}");
+    let replicas = || {
+        site.kubectl(&[
+            "get",
+            "deployment/app",
+            "--output=jsonpath={.spec.replicas}",
+        ])
+    };
+    assert_eq!(replicas(), "3");
+    assert_eq!(site.served(), a.trim());
+    site.kubectl(&["delete", "horizontalpodautoscaler/app"]);
+
+    let has_former = || {
+        let env = ["get", "deployment/app", "--output=jsonpath={..env[*].name}"];
+        site.kubectl(&env).contains("FORMER")
+    };
+    assert!(has_former());
+    site.deploy(&app("B")).succeeds();
+    assert!(!has_former());
+    assert_eq!(replicas(), "2");
+    site.xtask("restart", &[]).succeeds();
+    assert_eq!(site.xtask("rollback", &[]).succeeds(), a);
+    assert!(has_former());
+    assert_eq!(replicas(), "2");
+    site.deploy(&app("C")).succeeds();
+    assert!(!has_former());
+}
+
+#[test]
+fn logs_follow_a_container_that_starts_again() {
+    let site = Namespace::set_up("logs");
+    let Some([node, other]) = &site.cluster.nodes else {
+        println!("left out: the nodes are not ours to break");
+        return;
+    };
+    site.deploy_first(&app("A"));
+    let path = site.workspace.place.path("followed");
+    let mut logs = site.command(&["logs", "logs", "--follow"]);
+    let mut logs = logs.stdout(File::create(&path).unwrap()).spawn().unwrap();
+    let starts = || {
+        std::fs::read_to_string(&path)
+            .unwrap()
+            .matches(" ready")
+            .count()
+    };
+    wait_until("both pods' first lines", || starts() == 2);
+    let ids = site.kubectl(&["get", "pods", "--output=jsonpath={..containerID}"]);
+    let id = ids
+        .split(' ')
+        .next()
+        .unwrap()
+        .trim_start_matches("containerd://");
+    let kill = [
+        "ctr",
+        "--namespace=k8s.io",
+        "tasks",
+        "kill",
+        "--signal=SIGKILL",
+        id,
+    ];
+    let killed = [node, other].map(|it| it.exec(&kill).unwrap().status.success());
+    assert!(killed.contains(&true), "{ids}");
+    wait_patiently("the first lines of the next run", || starts() == 3);
+    logs.kill().unwrap();
+    logs.wait().unwrap();
 }
 
 #[test]

@@ -1,15 +1,17 @@
 //! A real cluster of two nodes, each a container like the servers of `lab`, with a real
 //! registry. One is started for all tests of a process, and each test has a namespace.
 //!
-//! A cluster of somebody's own is taken instead if `CLUSTER_KUBECONFIG` names a file with the
-//! contexts `admin`, `deployer` and `stranger` (users of these names, only the first one with
-//! rights) and `CLUSTER_REGISTRY` a registry. Its nodes are left alone.
+//! A cluster of somebody's own, such as kind's or k3d's, is taken instead if
+//! `CLUSTER_KUBECONFIG` names the file of an administrator and `CLUSTER_REGISTRY` a registry.
+//! Its nodes are left alone.
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, OpenOptions},
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
     process::{self, Command, Stdio},
     sync::{
         OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -22,7 +24,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    configured::{by, xtask_with},
+    configured::{by, edited_xtask},
     http,
     lab::{Server, base_image, image_from, server_image},
     place::wait_until,
@@ -36,6 +38,7 @@ const NODE_SETUP: &str = include_str!("cluster/node.sh");
 /// The namespaces of the tests. Each is a target of the same name.
 const NAMESPACES: &[&str] = &[
     "live", "commands", "switches", "bad", "lost", "killed", "refused", "two", "measured", "late",
+    "scaled", "logs",
 ];
 
 pub struct Cluster {
@@ -44,6 +47,7 @@ pub struct Cluster {
     /// Of a node.
     address: IpAddr,
     kubeconfig: PathBuf,
+    registry: String,
     xtask: PathBuf,
 }
 
@@ -60,18 +64,19 @@ impl Cluster {
     fn get() -> &'static Cluster {
         static CLUSTER: OnceLock<Cluster> = OnceLock::new();
         CLUSTER.get_or_init(|| match env::var_os("CLUSTER_KUBECONFIG") {
-            Some(kubeconfig) => Cluster::given(kubeconfig.into()),
+            Some(kubeconfig) => Cluster::given(kubeconfig.as_ref()),
             None => Cluster::start().unwrap(),
         })
     }
 
-    fn given(kubeconfig: PathBuf) -> Cluster {
+    fn given(kubeconfig: &Path) -> Cluster {
         let registry = env::var("CLUSTER_REGISTRY").expect("CLUSTER_REGISTRY names a registry");
         let mut cluster = Cluster {
             nodes: None,
             address: Ipv4Addr::LOCALHOST.into(),
-            kubeconfig,
-            xtask: xtask_for(&registry),
+            kubeconfig: write_kubeconfig_of(kubeconfig),
+            xtask: xtask_for("cluster", &registry, &[]),
+            registry,
         };
         let address =
             "--output=jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}";
@@ -84,18 +89,19 @@ impl Cluster {
         let start = Instant::now();
         let image = node_image()?;
         let nodes = Server::start_two(&image, ["node1", "node2"], NODE_FLAGS)?;
-        remove_at_exit(&nodes)?;
+        remove_nodes_at_exit(&nodes)?;
         let registry = forward_registry(nodes[0].ip())?;
         let pause = image_from("pause", "scratch", &pause_steps()?)?;
         for (number, node) in nodes.iter().enumerate() {
             set_up(node, number, &nodes, &registry, &pause)?;
         }
-        let kubeconfig = write_kubeconfig(nodes[0].ip())?;
+        let kubeconfig = write_kubeconfig_for(nodes[0].ip())?;
         let cluster = Cluster {
             address: nodes[0].ip().into(),
             nodes: Some(nodes),
             kubeconfig,
-            xtask: xtask_for(&registry),
+            xtask: xtask_for("cluster", &registry, &[]),
+            registry,
         };
         cluster.wait_until_ready();
         println!("a cluster is ready after {:?}", start.elapsed());
@@ -109,18 +115,23 @@ impl Cluster {
         });
     }
 
+    /// The xtask with these edits of the manifest of the pods.
+    pub fn xtask_with_manifest(&self, name: &str, edits: &[(&str, &str)]) -> PathBuf {
+        xtask_for(name, &self.registry, edits)
+    }
+
     /// As the administrator.
     pub fn kubectl(&self, args: &[&str]) -> String {
-        let mut kubectl = Command::new("kubectl");
-        let output = kubectl
-            .arg("--kubeconfig")
-            .arg(&self.kubeconfig)
-            .args(args)
-            .output()
-            .unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        String::from_utf8_lossy(&said).into_owned()
+        kubectl(&self.kubeconfig, args)
     }
+}
+
+fn kubectl(kubeconfig: &Path, args: &[&str]) -> String {
+    let mut kubectl = Command::new("kubectl");
+    let kubectl = kubectl.arg("--kubeconfig").arg(kubeconfig).args(args);
+    let output = kubectl.output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&said).into_owned()
 }
 
 /// For what takes a busy machine long. Asks rarely, because each kubectl is work, too.
@@ -150,18 +161,22 @@ fn pause_steps() -> Result<String> {
     ))
 }
 
+fn remove_nodes_at_exit(nodes: &[Server; 2]) -> Result<()> {
+    let registry = registry_address().to_string();
+    let [one, other] = nodes.each_ref().map(Server::container);
+    at_exit(
+        "docker rm --force --volumes \"$1\" \"$2\"; docker network rm \"$3\"
+        docker images --quiet --filter \"reference=$4/*\" | sort -u | xargs docker rmi --force",
+        &[one, other, nodes[0].network(), &registry],
+    )
+}
+
 /// Nothing is dropped at the end of a test process. So a shell waits for that, even if the
 /// process is killed.
-fn remove_at_exit(nodes: &[Server; 2]) -> Result<()> {
-    let names = nodes.each_ref().map(Server::container);
-    let script = "cat; docker rm --force --volumes \"$1\" \"$2\"; docker network rm \"$3\"
-        docker images --quiet --filter \"reference=$4/*\" | sort -u | xargs docker rmi --force; rm -f \"$5\"";
+fn at_exit(script: &str, args: &[&str]) -> Result<()> {
     let reaper = Command::new("setsid")
-        .args(["sh", "-c", script, "sh"])
-        .args(names)
-        .arg(nodes[0].network())
-        .arg(registry_address().to_string())
-        .arg(kubeconfig())
+        .args(["sh", "-c", &format!("cat; {script}"), "sh"])
+        .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -246,24 +261,55 @@ fn kubeconfig() -> PathBuf {
     env::temp_dir().join(format!("cutover-test-{}.kubeconfig", process::id()))
 }
 
-/// A context for each user, who is called like the token.
-fn write_kubeconfig(control: Ipv4Addr) -> Result<PathBuf> {
-    let users = ["admin", "deployer", "stranger"];
-    let user = |name| format!("{{name: {name}, user: {{token: {name}}}}}");
+/// Users who are called like their tokens.
+fn write_kubeconfig_for(control: Ipv4Addr) -> Result<PathBuf> {
+    let cluster = format!("{{server: 'https://{control}:6443', insecure-skip-tls-verify: true}}");
+    write_kubeconfig(&cluster, |name| format!("{{token: {name}}}"))
+}
+
+/// The administrator, and two users whom he impersonates.
+fn write_kubeconfig_of(administrator: &Path) -> PathBuf {
+    let part = |path: &str| {
+        let output = format!("--output=jsonpath={{{path}}}");
+        let view = ["config", "view", "--raw", "--flatten", "--minify", &output];
+        kubectl(administrator, &view)
+    };
+    let (cluster, admin) = (part(".clusters[0].cluster"), part(".users[0].user"));
+    let fields = admin.strip_prefix('{').expect("a user of the kubeconfig");
+    let user = |name: &str| match name {
+        "admin" => admin.clone(),
+        _ => format!("{{\"as\": \"{name}\", {fields}"),
+    };
+    write_kubeconfig(&cluster, user).unwrap()
+}
+
+/// A context for each user. Only `admin` has rights from the start.
+fn write_kubeconfig(cluster: &str, user: impl Fn(&str) -> String) -> Result<PathBuf> {
+    let names = ["admin", "deployer", "stranger"];
+    let user = |name| format!("{{name: {name}, user: {}}}", user(name));
     let context = |name| format!("{{name: {name}, context: {{cluster: lab, user: {name}}}}}");
     let text = format!(
-        "apiVersion: v1\nkind: Config\n\
-         clusters: [{{name: lab, cluster: {{server: 'https://{control}:6443', insecure-skip-tls-verify: true}}}}]\n\
+        "apiVersion: v1\nkind: Config\nclusters: [{{name: lab, cluster: {cluster}}}]\n\
          users: [{}]\ncontexts: [{}]\ncurrent-context: admin\n",
-        users.map(user).join(", "),
-        users.map(context).join(", ")
+        names.map(user).join(", "),
+        names.map(context).join(", ")
     );
-    fs::write(kubeconfig(), text).context("cannot write the kubeconfig")?;
-    Ok(kubeconfig())
+    let path = kubeconfig();
+    let mut options = OpenOptions::new();
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    at_exit("rm -f \"$1\"", &[&path.to_string_lossy()])?;
+    Ok(path)
 }
 
 /// The xtask with a target for each namespace, and some that are wrong.
-fn xtask_for(registry: &str) -> PathBuf {
+fn xtask_for(name: &str, registry: &str, manifest: &[(&str, &str)]) -> PathBuf {
     let target = |name: &str, context: &str, namespace: &str| {
         format!(
             "Target {{ name: {name:?}, settle_secs: 1.0, kubernetes: Some(Kubernetes {{ \
@@ -280,13 +326,20 @@ fn xtask_for(registry: &str) -> PathBuf {
     targets += &target("no-namespace", "admin", "nowhere");
     let start = "pub const TARGETS: &[Target] = &[\n";
     let drain = "DRAIN_SECS: u32 = 30";
-    xtask_with(
-        "cluster",
-        &[
-            (start, &format!("{start}{targets}")),
-            (drain, "DRAIN_SECS: u32 = 10"),
-        ],
-    )
+    let config = "src/config.rs";
+    let mut edits = vec![
+        (config, start, format!("{start}{targets}")),
+        (config, drain, "DRAIN_SECS: u32 = 10".to_owned()),
+    ];
+    let manifest = manifest
+        .iter()
+        .map(|(from, to)| ("kubernetes/deployment.yaml", *from, (*to).to_owned()));
+    edits.extend(manifest);
+    let edits: Vec<_> = edits
+        .iter()
+        .map(|(file, from, to)| (*file, *from, &**to))
+        .collect();
+    edited_xtask(name, &edits)
 }
 
 /// A namespace, and the workspace of a client that deploys to it.

@@ -1,4 +1,4 @@
-//! The xtask with another config.rs.
+//! The xtask with other files, config.rs above all.
 
 use std::{
     fs,
@@ -11,19 +11,23 @@ use crate::app;
 
 /// The xtask, built with these edits of config.rs.
 pub fn xtask_with(name: &str, edits: &[(&str, &str)]) -> PathBuf {
+    let edits = edits.iter().map(|(from, to)| ("src/config.rs", *from, *to));
+    edited_xtask(name, &edits.collect::<Vec<_>>())
+}
+
+/// The xtask, built with other files: which, and what is replaced there by what.
+pub fn edited_xtask(name: &str, edits: &[(&str, &str, &str)]) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _lock = ONE_AT_A_TIME.lock();
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("xtask-configured");
     let _ = fs::remove_dir_all(&copy);
     copy_workspace(&copy);
-    let config = copy.join("xtask/src/config.rs");
-    let text = edits
-        .iter()
-        .fold(fs::read_to_string(&config).unwrap(), |text, (from, to)| {
-            assert!(text.contains(from), "config.rs has no {from:?} any more");
-            text.replacen(from, to, 1)
-        });
-    fs::write(&config, text).unwrap();
+    for (file, from, to) in edits {
+        let path = copy.join("xtask").join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{file} has no {from:?} any more");
+        fs::write(&path, text.replacen(from, to, 1)).unwrap();
+    }
     let built = Command::new("cargo")
         .args(["build", "--quiet", "--package", "xtask", "--target-dir"])
         .arg(app::TARGET)
