@@ -8,7 +8,7 @@ use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream::{self, StreamExt};
 
-use crate::health::Version;
+use crate::health::this_process;
 
 /// How long a browser waits before it reconnects; its own default is seconds.
 const RETRY: Duration = Duration::from_millis(200);
@@ -20,7 +20,7 @@ pub async fn events() -> impl IntoResponse {
     let first = Event::default()
         .event("version")
         .retry(RETRY)
-        .json_data(Version::of_this_process());
+        .json_data(this_process());
     let stream = stream::once(ready(first)).chain(stream::pending());
     Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
 }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::HeaderName;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::IntoResponse;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 const NO_STORE: [(HeaderName, &str); 1] = [(CACHE_CONTROL, "no-store")];
 
@@ -16,23 +16,14 @@ pub async fn healthz() -> impl IntoResponse {
 }
 
 pub async fn version() -> impl IntoResponse {
-    (NO_STORE, Json(Version::of_this_process()))
+    (NO_STORE, Json(this_process()))
 }
 
-#[derive(Serialize)]
-pub struct Version {
-    version: &'static str,
-    /// `None` if the app was not deployed, as under `cargo run`.
-    instance: Option<&'static str>,
-    pid: u32,
-}
-
-impl Version {
-    pub fn of_this_process() -> Version {
-        Version {
-            version: cutover::version(),
-            instance: cutover::instance(),
-            pid: std::process::id(),
-        }
-    }
+/// `instance` is null if the app was not deployed, as under `cargo run`.
+pub fn this_process() -> Value {
+    json!({
+        "version": cutover::version(),
+        "instance": cutover::instance(),
+        "pid": std::process::id(),
+    })
 }
