@@ -252,13 +252,11 @@ pass_answer() {
 perform() { # ACTIVATION ACCOUNT REQUEST ARGUMENT...
     activation=$1 account=$2 request=$3
     shift 3
-    new='' old='' attempt_marked='' found_killed='' deployer='' waited=''
+    new='' old='' attempt_marked='' found_killed='' waited=''
     say "worker $$"
     limit=$(time_limit "$request" "$@")
-    take_place_in_queue
     "${manager}_extend" "$limit"
     take_lock
-    exec 7>&-
     say "Locked"
     trap 'fail "it was stopped (status $?)"' EXIT
     trap 'exit 143' INT TERM
@@ -301,22 +299,24 @@ take_place_in_queue() {
 # with descriptor 9 closed.
 take_lock() {
     exec 9>>lock
+    ! flock --nonblock 9 || return 0
+    take_place_in_queue
+    wait_for_lock
+    exec 7>&-
+}
+
+wait_for_lock() {
     tries=10
     # The holder may not have written yet what it is doing.
     until read_attempt || [ "$((tries -= 1))" -lt 0 ]; do
         ! flock --timeout 0.1 9 || return 0
     done
-    ! flock --nonblock 9 || return 0
     if read_attempt; then
         say "Waiting for $attempt_by, who has been activating $attempt_version since $attempt_at"
     else
         say "Waiting for another command"
     fi
-    wait_for_lock
-}
-
-# A frozen one is killed here as well, so it does not keep its place in the queue.
-wait_for_lock() {
+    # A frozen one is killed here as well, so it does not keep its place in the queue.
     waited=0
     until flock --timeout "$((limit / 2))" 9; do
         waited=$((waited + limit / 2))
@@ -427,11 +427,9 @@ install_version() {
     }
     say "Installing $version"
     is_intact versions/.new || fail "the upload is damaged: its sha256 is not $sha256"
-    [ "$(executable_kind versions/.new)" = "$(executable_kind /proc/self/exe)" ] ||
-        fail "not an executable for this machine ($(uname -m))"
-    { chmod 755 versions/.new && sync versions/.new && mv -T versions/.new "$file" && sync versions; } ||
+    is_for_this_machine versions/.new || fail "not an executable for this machine ($(uname -m))"
+    { sync versions/.new && mv -T versions/.new "$file"; } ||
         fail "the version could not be stored in $dir/versions"
-    as_deployer rm -f "incoming/$service-$version" >/dev/null || :
 }
 
 # A version that was live here is only ever replaced by the same bytes.
@@ -447,7 +445,7 @@ copy_upload() {
     upload=incoming/$service-$version
     as_deployer dd if="$upload" iflag=nonblock,nofollow,count_bytes count="$MAX_UPLOAD_BYTES" \
         bs=1M status=none 2>/dev/null |
-        timeout --signal KILL "$UPLOAD_TIMEOUT_SECS" cat >versions/.new ||
+        timeout --signal KILL "$UPLOAD_TIMEOUT_SECS" install -m 755 /dev/stdin versions/.new ||
         fail "the version could not be stored in $dir/versions"
     [ -s versions/.new ] || as_deployer test -e "$upload" >/dev/null
 }
@@ -462,26 +460,21 @@ is_intact() { # FILE
     [ "$(sha256sum <"$1")" = "$sha256  -" ]
 }
 
-# Prints magic, class, byte order and machine of an ELF header. A file is for this machine
-# if these equal those of a program that runs here. A shell would run any other file as a
-# script.
-executable_kind() { # FILE
-    # shellcheck disable=SC2046 # each word is a byte
-    set -- $(od -A n -t x1 -N 20 "$1")
-    echo "${1-}${2-}${3-}${4-}${5-}${6-} ${19-}${20-}"
+# A file is for this machine if its magic, class, byte order and machine are those of a
+# program that runs here. A shell would run any other file as a script.
+is_for_this_machine() { # FILE
+    cmp -s -n 6 "$1" /proc/self/exe && cmp -s -n 2 "$1" /proc/self/exe 18 18
 }
 
 # Uploads are read with the deploy user's rights, because a link in incoming/ must not
 # reveal a file of root's. versions/.new is not open in that process, because the deploy
 # user could take the descriptor (pidfd_getfd(2)) and write after the verification.
 as_deployer() { # COMMAND...
-    if [ -z "$deployer" ]; then
-        deployer=$(stat -c %u:%g incoming)
-        [ "$(id -u)" = 0 ] || deployer=0:0
-    fi
-    if [ "$deployer" = 0:0 ]; then
+    # shellcheck disable=SC3067 # dash and busybox have `-O`: owned by this user
+    if [ -O incoming ]; then
         "$@"
     else
+        deployer=$(stat -c %u:%g incoming)
         timeout --signal KILL "$UPLOAD_TIMEOUT_SECS" \
             setpriv --reuid "${deployer%:*}" --regid "${deployer#*:}" --clear-groups -- "$@" 2>/dev/null 8>&- 9>&-
     fi
@@ -500,13 +493,17 @@ start_new() {
     start_instance "$new" || fail "$reason"
 }
 
+# What can wait is done meanwhile.
 settle() {
     say "Watching it for $settle s"
     "${manager}_answers" "$new" 8>&- 9>&- &
     answers=$!
+    { as_deployer rm -f "incoming/$service-$version" >/dev/null || :; sync versions; } 8>&- 9>&- &
+    stored=$!
     sleep "$settle" 9>&-
     "${manager}_still_healthy" "$new" || fail "it was ready, then $reason"
     wait "$answers" || fail "it was ready, but answered no request within $ready s"
+    wait "$stored" || fail "the version could not be stored in $dir/versions"
 }
 
 # With several hosts none switches before all are ready, so the client says when.
@@ -577,7 +574,7 @@ restart_old() {
 # Runs after each `perform`, however that ended, with the same arguments.
 heal() { # ACTIVATION ACCOUNT REQUEST [VERSION SHA256 BY [await-commit]]
     [ "${SERVICE_RESULT-}" != success ] || return 0
-    activation=$1 request=$3 by=$(who_acted "$2" "${6-}") deployer='' found_killed=''
+    activation=$1 request=$3 by=$(who_acted "$2" "${6-}") found_killed=''
     exec 9>>lock
     until has_verdict; do
         if flock --timeout 0.1 9; then
@@ -754,7 +751,7 @@ perform_start() {
 
 # At boot; an instance that does not start is left to its manager, which tries again.
 boot() {
-    activation=boot request=boot found_killed='' deployer=''
+    activation=boot request=boot found_killed=''
     exec 9>>lock
     flock --timeout "$LOCK_TIMEOUT_SECS" 9 || die "another activation took too long"
     start_live || die "$reason"

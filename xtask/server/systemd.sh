@@ -112,8 +112,11 @@ systemd_is_healthy() { # INSTANCE
 # together: a short one gets away from another instance that is stuck, a long one waits for a
 # slow answer.
 systemd_answers() { # INSTANCE [SECONDS [STATUS]]
-    perl -MIO::Socket::IP -MIO::Socket::UNIX -e '
+    perl -MSocket=:all -e '
         my ($listen, $instance, $seconds, $status) = @ARGV;
+        my ($host, $port) = $listen =~ /^\[?(.*?)\]?:(\d+)$/;
+        my $address = $listen =~ m,^/, ? sockaddr_un($listen)
+            : (getaddrinfo($host, $port, {flags => AI_NUMERICHOST}))[1]{addr};
         my ($begin, $elapsed) = (time, 0);
         $SIG{PIPE} = "IGNORE";
         $SIG{ALRM} = sub { die };
@@ -121,9 +124,10 @@ systemd_answers() { # INSTANCE [SECONDS [STATUS]]
             my $head = "";
             my $left = $seconds + 1 - $elapsed;
             alarm($elapsed + 1 < $left ? $elapsed + 1 : $left);
-            my $socket = $listen =~ m,^/, ? IO::Socket::UNIX->new($listen) : IO::Socket::IP->new($listen);
-            $socket->syswrite("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-            1 while length $head < 65536 && $head !~ /\r\n\r\n/ && $socket->sysread($head, 4096, length $head);
+            socket(my $socket, sockaddr_family($address), SOCK_STREAM, 0);
+            connect($socket, $address);
+            syswrite($socket, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            1 while length $head < 65536 && $head !~ /\r\n\r\n/ && sysread($socket, $head, 4096, length $head);
             return $head =~ m,^HTTP/1\.. $status , && $head =~ /^cutover-instance: *\Q$instance\E\r$/im;
         }
         until (eval { asks_it }) {
