@@ -3,10 +3,11 @@
 use std::{
     fs,
     path::PathBuf,
+    thread::available_parallelism,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     apps::Apps,
@@ -24,6 +25,8 @@ const ROUNDS: usize = 3;
 pub struct Walls {
     pub one: Duration,
     pub eight: Duration,
+    /// Eight, if each host were a machine of its own.
+    pub eight_apart: Duration,
 }
 
 /// By turns, always of a version that none of the hosts has.
@@ -31,14 +34,48 @@ pub fn measure(apps: &Apps) -> Result<Walls> {
     let fleet = Fleet::set_up()?;
     let binary = fs::read(&apps.first)?;
     let mut walls = [vec![], vec![]];
+    let mut work = [vec![], vec![]];
     for round in 0..ROUNDS {
-        for (target, walls) in ["one", "eight"].into_iter().zip(&mut walls) {
+        for (n, target) in ["one", "eight"].into_iter().enumerate() {
             let version = [&binary[..], format!("{target} {round}").as_bytes()].concat();
-            walls.push(fleet.deploy(target, &version)?);
+            let before = work_of_others()?;
+            walls[n].push(fleet.deploy(target, &version)?);
+            work[n].push(work_of_others()? - before);
         }
     }
-    let [one, eight] = walls.map(median);
-    Ok(Walls { one, eight })
+    let ([one, eight], [work_of_one, work_of_eight]) = (walls.map(median), work.map(median));
+    let cores = available_parallelism()?.get() as u32;
+    Ok(Walls {
+        one,
+        eight,
+        eight_apart: eight.saturating_sub(work_of_eight.saturating_sub(work_of_one) / cores),
+    })
+}
+
+/// The time that the cores have worked, without what our commands have taken. On a machine that
+/// does nothing else that is the hosts' work.
+fn work_of_others() -> Result<Duration> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let fields = stat.lines().next().context("/proc/stat is empty")?;
+    let fields = numbers(fields);
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = fields[..] else {
+        bail!("/proc/stat has no times");
+    };
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit_once(") ").map(|(_, fields)| numbers(fields));
+    // utime, stime, cutime, cstime: proc(5)
+    let ours: i64 = fields.context("/proc/self/stat is empty")?[10..14]
+        .iter()
+        .sum();
+    let ticks = user + nice + system + irq + softirq - ours;
+    Ok(Duration::from_millis(10 * ticks as u64))
+}
+
+fn numbers(fields: &str) -> Vec<i64> {
+    fields
+        .split_whitespace()
+        .filter_map(|it| it.parse().ok())
+        .collect()
 }
 
 struct Fleet {

@@ -64,9 +64,13 @@ fn rows(run: &Run) -> Vec<Row> {
         rows.extend(tasks.iter().flat_map(|task| rows_of(run, task)));
     }
     rows.extend(rows_of_load(run));
-    rows.extend(run.hosts.as_ref().map(|walls| {
+    rows.extend(run.hosts.iter().flat_map(|walls| {
         let name = "**eight hosts** in one deploy, × a single one";
-        row_of_ours(run, name, walls.eight, walls.one)
+        let apart = "… without the work of seven hosts, which share these cores";
+        [
+            row_of_ours(run, name, walls.eight, walls.one),
+            row_of_ours(run, apart, walls.eight_apart, walls.one),
+        ]
     }));
     rows.extend(run.builds.as_ref().map(|builds| {
         let name = "**cold debug build** of the xtask, × a crate with five of its libraries";
