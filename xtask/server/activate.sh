@@ -44,7 +44,7 @@ set -eu
 MAX_UPLOAD_BYTES=1073741824
 UPLOAD_TIMEOUT_SECS=60
 MIN_BYTES_PER_SEC=100000
-# How many activations may be under way or wait for the lock, and for how long.
+# How many activations may wait for the lock, and for how long.
 MAX_QUEUED=12
 LOCK_TIMEOUT_SECS=900
 # The state tells of at most so many versions that can be rolled back to by name.
@@ -466,6 +466,10 @@ is_for_this_machine() { # FILE
     cmp -s -n 6 "$1" /proc/self/exe && cmp -s -n 2 "$1" /proc/self/exe 18 18
 }
 
+remove_upload() {
+    as_deployer rm -f "incoming/$service-$version" >/dev/null || :
+}
+
 # Uploads are read with the deploy user's rights, because a link in incoming/ must not
 # reveal a file of root's. versions/.new is not open in that process, because the deploy
 # user could take the descriptor (pidfd_getfd(2)) and write after the verification.
@@ -493,17 +497,18 @@ start_new() {
     start_instance "$new" || fail "$reason"
 }
 
-# What can wait is done meanwhile.
+# Meanwhile the upload is removed, and the folder flushed, which has to be done before the
+# commit.
 settle() {
     say "Watching it for $settle s"
     "${manager}_answers" "$new" 8>&- 9>&- &
     answers=$!
-    { as_deployer rm -f "incoming/$service-$version" >/dev/null || :; sync versions; } 8>&- 9>&- &
+    { remove_upload; sync versions; } 8>&- 9>&- &
     stored=$!
     sleep "$settle" 9>&-
+    wait "$stored" || fail "the version could not be stored in $dir/versions"
     "${manager}_still_healthy" "$new" || fail "it was ready, then $reason"
     wait "$answers" || fail "it was ready, but answered no request within $ready s"
-    wait "$stored" || fail "the version could not be stored in $dir/versions"
 }
 
 # With several hosts none switches before all are ready, so the client says when.
@@ -547,6 +552,7 @@ undo_activation() {
     if [ -n "$new" ]; then
         quote_log "$new"
         stop_instance "$new"
+        remove_upload
         # Forgets it if it has exited, so that its file is pruned.
         forget_stopped || :
     fi

@@ -25,7 +25,7 @@ const ROUNDS: usize = 3;
 pub struct Walls {
     pub one: Duration,
     pub eight: Duration,
-    /// Eight, if each host were a machine of its own.
+    /// Eight, if each host were a machine of its own: an estimate, and at best.
     pub eight_apart: Duration,
 }
 
@@ -40,7 +40,7 @@ pub fn measure(apps: &Apps) -> Result<Walls> {
             let version = [&binary[..], format!("{target} {round}").as_bytes()].concat();
             let before = work_of_others()?;
             walls[n].push(fleet.deploy(target, &version)?);
-            work[n].push(work_of_others()? - before);
+            work[n].push(work_of_others()?.saturating_sub(before));
         }
     }
     let ([one, eight], [work_of_one, work_of_eight]) = (walls.map(median), work.map(median));
@@ -52,8 +52,8 @@ pub fn measure(apps: &Apps) -> Result<Walls> {
     })
 }
 
-/// The time that the cores have worked, without what our commands have taken. On a machine that
-/// does nothing else that is the hosts' work.
+/// The time that the cores have worked, without what our commands have taken: on a machine that
+/// does nothing else, the hosts' work and that of the ssh connections to them.
 fn work_of_others() -> Result<Duration> {
     let stat = fs::read_to_string("/proc/stat")?;
     let fields = stat.lines().next().context("/proc/stat is empty")?;

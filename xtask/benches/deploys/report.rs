@@ -66,7 +66,8 @@ fn rows(run: &Run) -> Vec<Row> {
     rows.extend(rows_of_load(run));
     rows.extend(run.hosts.iter().flat_map(|walls| {
         let name = "**eight hosts** in one deploy, × a single one";
-        let apart = "… without the work of seven hosts, which share these cores";
+        let apart =
+            "… less the work of seven hosts, which share these cores (an estimate, at best)";
         [
             row_of_ours(run, name, walls.eight, walls.one),
             row_of_ours(run, apart, walls.eight_apart, walls.one),

@@ -29,6 +29,9 @@ use crate::{
 /// A node may need this time, in seconds, to kill a pod and say so.
 const KILL_MARGIN_SECS: u32 = 60;
 
+/// A log that cannot be read now is asked for again after this time.
+const CUT_STREAM_DELAY: Duration = Duration::from_secs(5);
+
 /// The number of the change that kubectl has made.
 const GENERATION: &str = "jsonpath={.metadata.generation}";
 
@@ -65,6 +68,7 @@ impl Cluster<'_> {
             let text = format!("{version} on {} already: the same build", self.name());
             terminal::step("Live", &text);
         }
+        self.scale_up(&before)?;
         rollout.conclude(json)
     }
 
@@ -111,10 +115,16 @@ impl Cluster<'_> {
         let rollout = Rollout::new(self, before, &set.version, &by)?;
         let deployment = self.deployed(before)?;
         self.switch_to(set, deployment.change(), None, &by)?;
-        if before.is_stopped() {
-            self.scale(self.kubernetes.replicas)?;
-        }
+        self.scale_up(before)?;
         rollout.conclude(json)
+    }
+
+    /// Starts what was stopped. Otherwise an autoscaler's number stays.
+    fn scale_up(&self, before: &State) -> Result<()> {
+        match before.is_stopped() {
+            true => self.scale(self.kubernetes.replicas),
+            false => Ok(()),
+        }
     }
 
     fn deployed<'s>(&self, state: &'s State) -> Result<&'s Deployment> {
@@ -228,32 +238,37 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    /// Pods that come later are followed, too, and those whose stream has ended: a container
-    /// was started again, or the API server was away.
+    /// Pods and runs of their containers that come later are followed, too. If a stream was
+    /// cut, the lines of the last seconds may come twice.
     fn follow_logs(&self, lines: u32) -> Result<()> {
-        let mut streams: HashMap<String, JoinHandle<Instant>> = HashMap::new();
+        let mut streams: HashMap<(String, u32), JoinHandle<Instant>> = HashMap::new();
         let mut tail = format!("--tail={lines}");
         loop {
             let pods = self.patiently(|| self.state_if_set_up())?.pods;
-            for pod in pods.into_iter().filter(Pod::has_run) {
-                let since = match streams.remove(&pod.name) {
-                    Some(stream) if stream.is_finished() && pod.is_serving() => {
+            for pod in pods.iter().filter(|it| it.has_run()) {
+                let run = (pod.name.clone(), pod.restarts);
+                let from = match streams.remove(&run) {
+                    None => tail.clone(),
+                    Some(stream) if stream.is_finished() && pod.is_up() => {
                         let ended = stream.join().expect("a stream's thread does not panic");
                         format!("--since={}s", ended.elapsed().as_secs() + 1)
                     }
                     Some(stream) => {
-                        streams.insert(pod.name, stream);
+                        streams.insert(run, stream);
                         continue;
                     }
-                    None => tail.clone(),
                 };
-                let kubectl = self.logs_of(&pod, &[&since, "--follow"]);
+                let kubectl = self.logs_of(pod, &[&from, "--follow"]);
                 let stream = thread::spawn(|| {
-                    // It has printed the reason.
-                    _ = show_lines(kubectl);
-                    Instant::now()
+                    let result = show_lines(kubectl);
+                    let ended = Instant::now();
+                    // kubectl's message is printed already, and would come again at once.
+                    if result.is_err() {
+                        sleep(CUT_STREAM_DELAY);
+                    }
+                    ended
                 });
-                streams.insert(pod.name, stream);
+                streams.insert(run, stream);
             }
             if !streams.is_empty() {
                 // The past of a pod that comes later is a part of what follows.
@@ -297,6 +312,10 @@ impl Cluster<'_> {
     pub fn restart(&self) -> Result<()> {
         let before = self.state_for_change()?;
         let live = self.live(&before)?;
+        // A killed client has left another version there.
+        if before.current() != Some(live) {
+            return self.change_to(&before, live, false);
+        }
         let by = user_at_machine(self.sh)?;
         let rollout = Rollout::new(self, &before, &live.version, &by)?;
         let restarted = format!(

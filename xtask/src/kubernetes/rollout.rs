@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use signal_hook::{consts::SIGINT, flag};
 
 use super::{
-    Cluster, MANAGER,
+    Cluster, MANAGER, contains_any,
     state::{Pod, ReplicaSet, State},
 };
 use crate::{
@@ -30,6 +30,10 @@ const LOG_ATTEMPTS: u32 = 5;
 
 /// What a node answers in place of a log that it does not find.
 const NO_LOG: &[&str] = &["unable to retrieve", "failed to try resolving symlinks"];
+
+/// While pods come and go, the controllers write the status again and again.
+const CHANGE_ATTEMPTS: u32 = 20;
+const MODIFIED: &[&str] = &["the object has been modified"];
 
 /// What tells one person's change of the Deployment from another's.
 #[derive(Clone, Copy, PartialEq)]
@@ -121,8 +125,8 @@ impl<'a> Rollout<'a> {
         }
     }
 
-    /// Follows until the Deployment serves this version. Who else changes it names another
-    /// version or another person; an autoscaler's steps change neither.
+    /// Follows until the Deployment serves this version. Anybody else's change has another
+    /// version or person; an autoscaler's steps change neither.
     fn follow(&self, version: &Version) -> Result<End> {
         let mut shown = String::new();
         loop {
@@ -160,7 +164,7 @@ impl<'a> Rollout<'a> {
     fn put_back(&self) -> Result<String> {
         let cluster = self.cluster;
         let Some(live) = self.before.live() else {
-            let all = ["delete", &cluster.deployment()];
+            let all = ["delete", "--ignore-not-found", &cluster.deployment()];
             cluster.patiently(|| cluster.read(&all))?;
             return Ok("nothing is live there".to_owned());
         };
@@ -172,6 +176,9 @@ impl<'a> Rollout<'a> {
             by: self.by,
         };
         cluster.switch_to(live, failed, replicas, self.by)?;
+        if self.before.is_stopped() {
+            cluster.scale(0)?;
+        }
         match self.follow(still)? {
             End::Live(state) => {
                 cluster.note_live(&state)?;
@@ -267,8 +274,8 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    /// Changes the Deployment back to a former ReplicaSet. The number of pods counts if the
-    /// manifest says how many there are.
+    /// Changes the Deployment back to a former ReplicaSet. `replicas` is ignored where the
+    /// number is not ours: an autoscaler's, or that of a stopped Deployment.
     pub(super) fn switch_to(
         &self,
         set: &ReplicaSet,
@@ -304,12 +311,17 @@ impl Cluster<'_> {
         kind: &str,
         patch: &str,
     ) -> Result<()> {
-        let attempt = || loop {
-            match self.try_change(from, to, replicas, kind, patch) {
-                // Only its status, because `try_change` looks at the rest each time.
-                Err(error) if format!("{error:#}").contains("the object has been modified") => {}
-                result => return result,
+        let attempt = || {
+            for _ in 1..CHANGE_ATTEMPTS {
+                match self.try_change(from, to, replicas, kind, patch) {
+                    // Usually only the status was. `try_change` checks the rest each time.
+                    Err(error) if contains_any(&format!("{error:#}"), MODIFIED) => {
+                        sleep(POLL_INTERVAL);
+                    }
+                    result => return result,
+                }
             }
+            self.try_change(from, to, replicas, kind, patch)
         };
         let failed = || format!("cannot change {}", self.deployment());
         self.patiently(attempt).with_context(failed)
@@ -330,7 +342,7 @@ impl Cluster<'_> {
         self.refuse_edited(&state)?;
         let deployment = state.deployment.context("somebody has deleted it")?;
         let last = deployment.change();
-        // The latter, if the change was made and the answer lost.
+        // `to`: an earlier attempt succeeded, but its answer was lost.
         ensure!(
             last == from || last == to,
             "{} has changed it meanwhile",

@@ -32,7 +32,8 @@ pub struct Deployment {
     revision: String,
     /// Who has changed it last.
     pub by: String,
-    /// Whether the manifest says how many pods there are, and not an autoscaler.
+    /// Whether the number of pods is the one that was applied: not an autoscaler's, and not
+    /// that of a stopped Deployment.
     pub has_fixed_replicas: bool,
     /// Why the rollout cannot go on.
     pub problem: Option<String>,
@@ -244,7 +245,7 @@ impl Deployment {
         })
     }
 
-    /// Its last one.
+    /// The last change.
     pub fn change(&self) -> Change<'_> {
         Change {
             version: &self.version,
@@ -327,7 +328,7 @@ impl Pod {
     }
 
     /// Whether its log goes on.
-    pub fn is_serving(&self) -> bool {
+    pub fn is_up(&self) -> bool {
         self.is_running && !self.is_terminating
     }
 

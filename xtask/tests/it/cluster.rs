@@ -84,6 +84,12 @@ fn start_stop_restart_and_the_environment() {
 
     site.xtask("stop", &[]).succeeds();
     assert!(http::get(site.address(), "/").is_err());
+    // What does not start stays stopped.
+    site.kubectl(&["create", "quota", "none", "--hard=pods=0"]);
+    site.xtask("start", &[])
+        .fails(&["no pod can be made: ", "is stopped, as before"]);
+    assert_eq!(site.pods(), 0);
+    site.kubectl(&["delete", "quota", "none"]);
     site.xtask("start", &[]).succeeds();
     site.wait_for_route();
     assert_eq!(site.served(), a.trim());
@@ -388,6 +394,15 @@ fn a_killed_client_leaves_what_serves() {
         site.wait_for_pods(2);
         assert_eq!(site.served(), next.trim(), "{stage}");
     }
+    // A restart is of what is live, whatever a killed client has left.
+    let live = site.served();
+    site.build(&faulty_app("left", "exits"));
+    let deploy = Followed::start(site.command(&["deploy", "killed", "--build", "host"]));
+    deploy.wait_for("Replacing");
+    deploy.kill();
+    site.xtask("restart", &[]).succeeds();
+    site.wait_for_pods(2);
+    assert_eq!(site.served(), live);
     let report = load.stop();
     assert!(report.lost.is_empty(), "{:?}", report.lost);
     let history = site.xtask("history", &[]).succeeds();

@@ -129,9 +129,13 @@ fn a_torn_last_line_is_passed_over() {
         fs::write(place.path("history"), format!("{whole}{torn}")).unwrap();
         assert_eq!(place.status("rollback"), [&*b.name, &*a.name]);
         workspace.xtask("history", &[]).succeeds();
+        workspace.xtask("status", &[]).succeeds();
         place.make_live_again(&b);
         assert_eq!(place.status("rollback"), [&*b.name, &*a.name]);
-        assert!(place.history().last().unwrap().contains(&b.name));
+        let history = place.history();
+        let last: Vec<&str> = history.last().unwrap().split('\t').collect();
+        assert_eq!((last.len(), last[0].len()), (5, 20), "{last:?}");
+        assert_eq!(last[2], b.name);
     }
 }
 
