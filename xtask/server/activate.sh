@@ -252,7 +252,7 @@ pass_answer() {
 perform() { # ACTIVATION ACCOUNT REQUEST ARGUMENT...
     activation=$1 account=$2 request=$3
     shift 3
-    new='' old='' attempt_marked='' found_killed='' waited=''
+    new='' old='' attempt_marked='' recorded='' found_killed='' waited=''
     say "worker $$"
     limit=$(time_limit "$request" "$@")
     "${manager}_extend" "$limit"
@@ -354,7 +354,7 @@ perform_activate() { # VERSION SHA256 BY [await-commit]
     commit
     record_verdict live
     [ -z "$old" ] || stop_instance "$old"
-    say "verdict live"
+    say_verdict live
 }
 
 # What the client claims, and what the server knows, if that says more.
@@ -362,8 +362,8 @@ who_acted() { # ACCOUNT[,ADDRESS,KEY] BY
     case $2 in "$1@"*) echo "$2" ;; *) echo "$2 as $1" ;; esac
 }
 
-# The attempt stands in `lock` until its verdict stands in `history`, so if it is
-# killed, `heal` or the next activation can still record its verdict.
+# The attempt stands in `lock` until its verdict stands in `history` and in its log, so if it
+# is killed, `heal` or the next activation can still record and say its verdict.
 mark_attempt() {
     printf '%s\t%s\t%s\t%s\t%s\n' "$at" "$version" "$sha256" "$by" "$activation" >lock && sync lock
 }
@@ -530,8 +530,16 @@ commit() {
 }
 
 record_verdict() { # VERDICT
-    record "$at" "$1" "$version" "$sha256" "$by" && { [ -z "$attempt_marked" ] || unmark_attempt; } ||
+    if record "$at" "$1" "$version" "$sha256" "$by"; then
+        recorded=true
+    else
         say "Warning the history could not be written; the next activation will do it"
+    fi
+}
+
+say_verdict() { # VERDICT
+    say "verdict $1"
+    [ -z "$attempt_marked" ] || [ -z "$recorded" ] || unmark_attempt
 }
 
 record() { # AT VERDICT VERSION SHA256 BY
@@ -542,7 +550,7 @@ fail() { # REASON
     trap - EXIT
     trap '' INT TERM
     [ "$request" != activate ] || undo_activation
-    say "verdict failed $1"
+    say_verdict "failed $1"
     prune
     finish
 }
@@ -582,7 +590,7 @@ heal() { # ACTIVATION ACCOUNT REQUEST [VERSION SHA256 BY [await-commit]]
     [ "${SERVICE_RESULT-}" != success ] || return 0
     activation=$1 request=$3 by=$(who_acted "$2" "${6-}") found_killed=''
     exec 9>>lock
-    until has_verdict; do
+    until is_concluded; do
         if flock --timeout 0.1 9; then
             clean_up || :
             has_verdict || conclude_killed "$@"
@@ -602,6 +610,10 @@ restore_service() {
     fi
     "${manager}_open_port"
     prune
+}
+
+is_concluded() {
+    has_verdict && ! { read_attempt && [ "$attempt_activation" = "$activation" ]; }
 }
 
 # Another activation has the lock. It concludes the attempt in `lock` before it marks its

@@ -25,7 +25,7 @@ fn version_is_json() {
     assert_eq!(answer.header("cache-control"), Some("no-store"));
     assert_eq!(
         answer.body,
-        format!(r#"{{"version":"{NEW}","instance":"{NEW}.7","pid":{pid}}}"#)
+        format!(r#"{{"instance":"{NEW}.7","pid":{pid},"version":"{NEW}"}}"#)
     );
 }
 

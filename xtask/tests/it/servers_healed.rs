@@ -62,6 +62,32 @@ fn a_killed_activation_is_healed() {
     println!("{killed} activations killed, each healed without a command");
 }
 
+/// The record is written, and the old version not yet told to stop.
+#[test]
+fn one_that_is_killed_after_its_record_is_live() {
+    let site = Site::set_up("recorded");
+    site.deploy(&app("A")).succeeds();
+    site.root(
+        "cd /usr/local/sbin; printf '#!/bin/sh\n[ \"$1\" != stop ] || sleep 2\nexec /usr/bin/systemctl \"$@\"\n' >systemctl
+         chmod 755 systemctl",
+    );
+    let version = upload(&site, &app("B"));
+    let kill = format!(
+        "until grep -q 'live.{}' /srv/app/history; do sleep 0.05; done
+         /usr/bin/systemctl kill --signal KILL 'app-activation-*'",
+        version.name
+    );
+    let said = thread::scope(|threads| {
+        threads.spawn(|| site.root(&kill));
+        activate(&site, &version)
+    });
+    assert!(said.contains("\nverdict live\n"), "{said}");
+    wait_until("B to run alone", || is_at_rest(&site, &version.name));
+    let records = site.root("cat /srv/app/history");
+    assert_eq!(records.matches(&version.name).count(), 1, "{records}");
+    assert_eq!(site.root("cat /srv/app/lock"), "");
+}
+
 /// Returns what the client was told, and how long after the kill it was at rest.
 fn killed_at(site: &Site, version: &Version, step: &str, way: &str) -> (String, Duration) {
     thread::scope(|threads| {
