@@ -14,7 +14,7 @@ use super::{
     Cluster, MANAGER,
     image::arch_name,
     manifest::{STOP_TIMEOUT_SECS, version_label},
-    rollout::{Change, Rollout},
+    rollout::{Change, Edit, Rollout},
     state::{Deployment, Pod, ReplicaSet, State},
 };
 use crate::{
@@ -324,7 +324,13 @@ impl Cluster<'_> {
         );
         let from = self.deployed(&before)?.change();
         let to = Change { by: &by, ..from };
-        self.change(from, to, None, "merge", &restarted)?;
+        self.change(&Edit {
+            from,
+            to,
+            replicas: None,
+            kind: "merge",
+            patch: &restarted,
+        })?;
         rollout.finish()
     }
 

@@ -42,6 +42,17 @@ pub(super) struct Change<'a> {
     pub by: &'a str,
 }
 
+/// A patch of the Deployment, refused unless its last change is still `from`.
+pub(super) struct Edit<'a> {
+    pub from: Change<'a>,
+    pub to: Change<'a>,
+    /// Ignored where the number is not ours: an autoscaler's, or that of a stopped Deployment.
+    pub replicas: Option<u32>,
+    /// kubectl's name for this kind of patch.
+    pub kind: &'a str,
+    pub patch: &'a str,
+}
+
 /// How a rollout ended, as far as the cluster is concerned.
 enum End {
     Live(State),
@@ -274,8 +285,7 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    /// Changes the Deployment back to a former ReplicaSet. `replicas` is ignored where the
-    /// number is not ours: an autoscaler's, or that of a stopped Deployment.
+    /// Changes the Deployment back to a former ReplicaSet.
     pub(super) fn switch_to(
         &self,
         set: &ReplicaSet,
@@ -294,47 +304,38 @@ impl Cluster<'_> {
             r#"{"op": "remove", "path": "/spec/template/metadata/labels/pod-template-hash"}"#
                 .to_owned(),
         ];
-        let to = Change {
-            version: &set.version.to_string(),
-            by,
-        };
-        self.change(from, to, replicas, "json", &json::array(steps))
+        self.change(&Edit {
+            from,
+            to: Change {
+                version: &set.version.to_string(),
+                by,
+            },
+            replicas,
+            kind: "json",
+            patch: &json::array(steps),
+        })
     }
 
-    /// Changes the Deployment by a patch, if nobody else has changed it. The result is applied
+    /// Changes the Deployment, if nobody else has changed it. The result is applied
     /// as a deploy's manifest is, so that the next deploy takes back what only this one has.
-    pub(super) fn change(
-        &self,
-        from: Change,
-        to: Change,
-        replicas: Option<u32>,
-        kind: &str,
-        patch: &str,
-    ) -> Result<()> {
+    pub(super) fn change(&self, edit: &Edit) -> Result<()> {
+        let is_modified = |error: &anyhow::Error| contains_any(&format!("{error:#}"), MODIFIED);
         let attempt = || {
-            for _ in 1..CHANGE_ATTEMPTS {
-                match self.try_change(from, to, replicas, kind, patch) {
+            let mut attempts_left = CHANGE_ATTEMPTS;
+            loop {
+                attempts_left -= 1;
+                match self.try_change(edit) {
                     // Usually only the status was. `try_change` checks the rest each time.
-                    Err(error) if contains_any(&format!("{error:#}"), MODIFIED) => {
-                        sleep(POLL_INTERVAL);
-                    }
+                    Err(error) if attempts_left > 0 && is_modified(&error) => sleep(POLL_INTERVAL),
                     result => return result,
                 }
             }
-            self.try_change(from, to, replicas, kind, patch)
         };
         let failed = || format!("cannot change {}", self.deployment());
         self.patiently(attempt).with_context(failed)
     }
 
-    fn try_change(
-        &self,
-        from: Change,
-        to: Change,
-        replicas: Option<u32>,
-        kind: &str,
-        patch: &str,
-    ) -> Result<()> {
+    fn try_change(&self, edit: &Edit) -> Result<()> {
         let now = self.read(&["get", &self.deployment(), "--output=json"])?;
         // Read after `now`, whose resourceVersion makes the API server refuse this change if
         // there was another one since.
@@ -344,20 +345,20 @@ impl Cluster<'_> {
         let last = deployment.change();
         // `to`: an earlier attempt succeeded, but its answer was lost.
         ensure!(
-            last == from || last == to,
+            last == edit.from || last == edit.to,
             "{} has changed it meanwhile",
             deployment.by
         );
         let replicas = match deployment.has_fixed_replicas {
-            true => replicas.unwrap_or(deployment.replicas).to_string(),
+            true => edit.replicas.unwrap_or(deployment.replicas).to_string(),
             false => "null".to_owned(),
         };
         let ours = format!(
             r#"{{"metadata": {{"managedFields": null, "annotations": {{"kubernetes.io/change-cause": {}}}}}, "spec": {{"replicas": {replicas}}}}}"#,
-            json::string(to.by)
+            json::string(edit.to.by)
         );
         let changed = self.patched(&now, "merge", &ours)?;
-        let changed = self.patched(&changed, kind, patch)?;
+        let changed = self.patched(&changed, edit.kind, edit.patch)?;
         self.apply(&changed, "name")?;
         Ok(())
     }
