@@ -57,11 +57,11 @@ impl FromStr for Builder {
     }
 }
 
-/// Returns the binary.
-pub fn build(sh: &Shell, builder: Builder, arch: Arch) -> Result<PathBuf> {
+/// Returns the binary. `profile` is Cargo's.
+pub fn build(sh: &Shell, builder: Builder, arch: Arch, profile: &str) -> Result<PathBuf> {
     match builder {
-        Builder::Host => build_here(sh, arch),
-        Builder::Container => build_in_container(sh, arch),
+        Builder::Host => build_here(sh, arch, profile),
+        Builder::Container => build_in_container(sh, arch, profile),
     }
 }
 
@@ -78,7 +78,7 @@ pub fn likely_arch(sh: &Shell, builder: Builder) -> Option<Arch> {
     }
 }
 
-fn build_here(sh: &Shell, arch: Arch) -> Result<PathBuf> {
+fn build_here(sh: &Shell, arch: Arch, profile: &str) -> Result<PathBuf> {
     ensure!(
         arch == Arch::this_machine()?,
         "this machine builds for {}, not for {}\nhint: `--build container`",
@@ -88,15 +88,15 @@ fn build_here(sh: &Shell, arch: Arch) -> Result<PathBuf> {
     terminal::step("Building", &format!("{NAME} for this machine"));
     let target = sh.current_dir().join("target");
     cargo(sh)
-        .args(["build", "--release", "--locked", "--package", NAME])
+        .args(["build", "--locked", "--package", NAME, "--profile", profile])
         .arg("--target-dir")
         .arg(&target)
         .run()
         .with_context(build_failed)?;
-    Ok(target.join("release").join(NAME))
+    Ok(target.join(folder_of(profile)).join(NAME))
 }
 
-fn build_in_container(sh: &Shell, arch: Arch) -> Result<PathBuf> {
+fn build_in_container(sh: &Shell, arch: Arch, profile: &str) -> Result<PathBuf> {
     let text = format!("{NAME} for {} and musl, in {ENGINE}", arch.name());
     terminal::step("Building", &text);
     check_engine()?;
@@ -109,7 +109,7 @@ fn build_in_container(sh: &Shell, arch: Arch) -> Result<PathBuf> {
     let triple = format!("{}-unknown-linux-musl", arch.name());
     let status = cmd(
         ENGINE,
-        container_args(&sh.current_dir(), &cache, &image, &triple),
+        container_args(&sh.current_dir(), &cache, &image, [NAME, profile, &triple]),
     )
     .stdin_null()
     .stdout_to_stderr()
@@ -123,14 +123,20 @@ fn build_in_container(sh: &Shell, arch: Arch) -> Result<PathBuf> {
         }
         _ => bail!(build_failed()),
     }
-    let binary = cache.join("target").join(triple).join("release").join(NAME);
+    let built = cache.join("target").join(triple).join(folder_of(profile));
+    let binary = built.join(NAME);
     check_binary(&binary, arch)?;
     Ok(binary)
 }
 
+/// Where cargo puts what it builds with a profile.
+fn folder_of(profile: &str) -> &str {
+    if profile == "dev" { "debug" } else { profile }
+}
+
 /// cargo's registry and target folder are kept, so that nothing is built twice. CARGO_HOME
 /// stays the image's own, because the linker is configured there.
-fn container_args(root: &Path, cache: &Path, image: &str, triple: &str) -> Vec<String> {
+fn container_args(root: &Path, cache: &Path, image: &str, what: [&str; 3]) -> Vec<String> {
     let mount = |from: &Path, to: &str| format!("--volume={}:{to}", from.display());
     let mut args = vec!["run".to_owned(), "--rm".to_owned()];
     if io::stderr().is_terminal() {
@@ -144,7 +150,8 @@ fn container_args(root: &Path, cache: &Path, image: &str, triple: &str) -> Vec<S
         "--workdir=/src".to_owned(),
         image.to_owned(),
     ]);
-    args.extend(["sh", "-c", BUILD, "build", NAME, triple].map(str::to_owned));
+    args.extend(["sh", "-c", BUILD, "build"].map(str::to_owned));
+    args.extend(what.map(str::to_owned));
     args
 }
 

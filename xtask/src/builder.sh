@@ -3,6 +3,7 @@
 #
 # shellcheck shell=sh
 set -eu
-package=$1 triple=$2
+package=$1 profile=$2 triple=$3
 trap 'chown -R --reference=/src /cache' EXIT
-cargo build --release --locked --package "$package" --target "$triple" --target-dir /cache/target
+cargo build --locked --package "$package" --profile "$profile" --target "$triple" \
+    --target-dir /cache/target

@@ -13,6 +13,7 @@ pub const TARGETS: &[Target] = &[
         name: "local",
         directory: Some("target/local"),
         listen: Some("127.0.0.1:3000"),
+        profile: "quick",
         settle_secs: 0.3,
         ..DEFAULTS
     },
@@ -42,6 +43,7 @@ pub const DEFAULTS: Target = Target {
     directory: None,
     listen: None,
     domain: None,
+    profile: "release",
     overlap: true,
     settle_secs: 1.0,
     batch: None,

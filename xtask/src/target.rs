@@ -26,6 +26,8 @@ pub struct Target<'a> {
     pub listen: Option<&'a str>,
     /// Instead of `listen`: the domain to serve by https. `setup` has Caddy do that.
     pub domain: Option<&'a str>,
+    /// The profile of the top `Cargo.toml` that the app is built with.
+    pub profile: &'a str,
     /// Whether the old and the new version may run at the same time during a switch. Set
     /// it to `false` if two cannot run at once, for example because a database locks its
     /// file: then the old version stops before the new one starts.

@@ -41,6 +41,9 @@ pub fn run(sh: &Shell, mut args: Args) -> Result<()> {
         },
     };
     let builder = builder.unwrap_or_else(|| Builder::default_for(&target));
-    println!("{}", builder::build(sh, builder, arch)?.display());
+    println!(
+        "{}",
+        builder::build(sh, builder, arch, target.profile)?.display()
+    );
     Ok(())
 }

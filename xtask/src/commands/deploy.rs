@@ -190,7 +190,8 @@ impl Deploy<'_> {
     }
 
     fn build(&self, arch: Arch) -> Result<Artifact> {
-        let binary = builder::build(self.sh, self.builder, arch)?;
+        let profile = self.hosts[0].target.profile;
+        let binary = builder::build(self.sh, self.builder, arch, profile)?;
         Artifact::new(self.sh, binary, self.commit.clone())
     }
 

@@ -40,7 +40,7 @@ impl Cluster<'_> {
         let state = self.state_if_set_up().context("nothing was changed")?;
         self.refuse_edited(&state)?;
         let arch = self.arch();
-        let binary = builder::build(self.sh, builder, arch)?;
+        let binary = builder::build(self.sh, builder, arch, self.target.profile)?;
         builder::check_binary(&binary, arch)?;
         let artifact = Artifact::new(self.sh, binary, commit)?;
         let before = self.state_for_change()?;
