@@ -34,6 +34,7 @@ nohup_extend() { # SECONDS
 # The process writes down its own pid before it becomes the app, so that no instance ever
 # runs that this script cannot find.
 nohup_start() { # INSTANCE
+    ! nohup_is_taken "$1" || return 1
     nohup_spawn "$1" >>"log/$service-$1" 2>&1 </dev/null 8>&- 9>&- &
     child=$!
     deadline=$(($(date +%s) + ready))
@@ -49,6 +50,17 @@ nohup_start() { # INSTANCE
         fi
         sleep 0.05
     done
+}
+
+# By SO_REUSEPORT the apps of two directories could share a port, and clients would meet
+# either of them.
+nohup_is_taken() { # INSTANCE
+    for i in $(instances); do ! nohup_is_running "$i" || return 1; done
+    ! nohup_is_healthy "$1" || return 1
+    case $reason in
+        *'only other instances answer'*) reason="an app of another directory has the port: $reason" ;;
+        *) return 1 ;;
+    esac
 }
 
 nohup_spawn() { # INSTANCE

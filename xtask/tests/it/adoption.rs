@@ -124,6 +124,13 @@ fn change_lines(server: &Path, address: &str) {
         edit(&server.join(file), after, &[after, line].join(separator));
     };
     add("Cargo.toml", "\"catalog\"", ", ", "\"cutover\", \"xtask\"");
+    let template = read(&Path::new(app::WORKSPACE).join("Cargo.toml"));
+    let quick = &template[template.find("[profile.quick]").unwrap()..];
+    edit(
+        &server.join("Cargo.toml"),
+        "[lints]",
+        &format!("{quick}\n[lints]"),
+    );
     let dependency = "cutover = { path = \"cutover\" }";
     add("Cargo.toml", "{ path = \"catalog\" }", "\n", dependency);
     let route = ".route(\"/healthz\", get(|| async { \"ok\" }))";
@@ -160,7 +167,7 @@ fn block(language: &str) -> &'static str {
 fn keep_what_was_built(server: &Path) {
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("adopted");
     fs::create_dir(server.join("target")).unwrap();
-    for profile in ["debug", "release"] {
+    for profile in ["quick", "release"] {
         fs::create_dir_all(kept.join(profile)).unwrap();
         symlink(kept.join(profile), server.join("target").join(profile)).unwrap();
     }

@@ -118,6 +118,29 @@ fn the_first_ever_leaves_nothing_half_live() {
     workspace.deploy(&app("B")).succeeds();
 }
 
+/// The kernel would share the port, and clients would meet either app.
+#[test]
+fn the_port_of_another_directory_is_left_alone() {
+    let (first, mut second) = (Workspace::new("port-a"), Workspace::new("port-b"));
+    let live = first.deploy(&app("A")).succeeds();
+    second.place.address = first.place.address;
+    second.deploy(&app("B")).fails(&[
+        "did not become live",
+        "an app of another directory has the port",
+        live.trim(),
+        "nothing is live",
+    ]);
+    second.place.wait_for_processes(0);
+    let answers = (0..50).map(|_| first.place.served());
+    assert!(
+        answers
+            .into_iter()
+            .all(|it| it.as_deref() == Some(live.trim()))
+    );
+    first.xtask("stop", &[]).succeeds();
+    second.deploy(&app("B")).succeeds();
+}
+
 #[test]
 fn the_message_tells_what_still_serves() {
     let workspace = Workspace::new("still-serves");
