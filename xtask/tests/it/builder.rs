@@ -36,7 +36,9 @@ fn a_static_binary_that_serves() {
         let start = Instant::now();
         let mut command = by(
             &tool,
-            &site.workspace.command(&["build", "--build", "container"]),
+            &site
+                .workspace
+                .command(&["build", "/srv/app", "--build", "container"]),
         );
         become_user(&mut command, user);
         let built = said(&mut command);
@@ -103,7 +105,7 @@ fn a_failed_build_says_why() {
     let build = |xtask: &Path| {
         by(
             xtask,
-            &workspace.command(&["build", "--build", "container"]),
+            &workspace.command(&["build", "/srv/app", "--build", "container"]),
         )
     };
     let check = |command: &mut Command, words: &[&str]| {

@@ -4,6 +4,7 @@
 mod kit;
 
 mod adoption;
+mod arm64;
 mod bad_versions;
 mod builder;
 mod cluster;
@@ -22,7 +23,6 @@ mod notes;
 mod page;
 mod releases;
 mod servers;
-mod servers_arm64;
 mod servers_attacked;
 mod servers_boot;
 mod servers_cut;

@@ -1,6 +1,8 @@
 //! A server for arm64: all its programs are, from systemd to the app. The processor is not
 //! real: it is qemu's user mode on this machine's kernel. It knows no seccomp, so the
 //! sandbox filters no system calls there.
+//!
+//! It takes the longest, so it has a name with which it begins early.
 
 use std::{
     fs,
