@@ -1,5 +1,5 @@
-//! The files of `app/pages/`. A release has them inside the binary; a debug build reads them
-//! from the disk, so that under `cargo run` a reload shows an edit.
+//! The files of `app/pages/`. What is deployed has them inside the binary; under `cargo run`
+//! the app reads them from the disk, so that a reload shows an edit.
 
 use std::sync::atomic::Ordering;
 

@@ -52,15 +52,18 @@ nohup_start() { # INSTANCE
     done
 }
 
-# By SO_REUSEPORT the apps of two directories could share a port, and clients would meet
-# either of them.
+# Whether an app that was not started here answers on the port. By SO_REUSEPORT clients
+# would meet either. A later instance shares the port with the one before it, so only the
+# first one is asked, by the health check of our crate. Another directory may have an
+# instance of the same name.
 nohup_is_taken() { # INSTANCE
     for i in $(instances); do ! nohup_is_running "$i" || return 1; done
-    ! nohup_is_healthy "$1" || return 1
-    case $reason in
-        *'only other instances answer'*) reason="an app of another directory has the port: $reason" ;;
+    holder=$1
+    nohup_is_healthy "$1" || case $reason in
+        *'only other instances answer'*) holder=${reason##* } ;;
         *) return 1 ;;
     esac
+    reason="$listen is taken by $holder, which was not started from $dir"
 }
 
 nohup_spawn() { # INSTANCE

@@ -57,7 +57,7 @@ impl FromStr for Builder {
     }
 }
 
-/// Returns the binary. `profile` is Cargo's.
+/// Returns the binary. `profile` is a Cargo profile.
 pub fn build(sh: &Shell, builder: Builder, arch: Arch, profile: &str) -> Result<PathBuf> {
     match builder {
         Builder::Host => build_here(sh, arch, profile),
@@ -134,9 +134,9 @@ fn folder_of(profile: &str) -> &str {
     if profile == "dev" { "debug" } else { profile }
 }
 
-/// cargo's registry and target folder are kept, so that nothing is built twice. CARGO_HOME
+/// `arguments` are those of builder.sh. cargo's registry and target folder are kept, so that nothing is built twice. CARGO_HOME
 /// stays the image's own, because the linker is configured there.
-fn container_args(root: &Path, cache: &Path, image: &str, what: [&str; 3]) -> Vec<String> {
+fn container_args(root: &Path, cache: &Path, image: &str, arguments: [&str; 3]) -> Vec<String> {
     let mount = |from: &Path, to: &str| format!("--volume={}:{to}", from.display());
     let mut args = vec!["run".to_owned(), "--rm".to_owned()];
     if io::stderr().is_terminal() {
@@ -151,7 +151,7 @@ fn container_args(root: &Path, cache: &Path, image: &str, what: [&str; 3]) -> Ve
         image.to_owned(),
     ]);
     args.extend(["sh", "-c", BUILD, "build"].map(str::to_owned));
-    args.extend(what.map(str::to_owned));
+    args.extend(arguments.map(str::to_owned));
     args
 }
 

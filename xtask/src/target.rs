@@ -26,7 +26,7 @@ pub struct Target<'a> {
     pub listen: Option<&'a str>,
     /// Instead of `listen`: the domain to serve by https. `setup` has Caddy do that.
     pub domain: Option<&'a str>,
-    /// The profile of the top `Cargo.toml` that the app is built with.
+    /// The Cargo profile that the app is built with: see the workspace's `Cargo.toml`.
     pub profile: &'a str,
     /// Whether the old and the new version may run at the same time during a switch. Set
     /// it to `false` if two cannot run at once, for example because a database locks its

@@ -41,6 +41,7 @@ fn find(instance: &str, address: SocketAddr) -> io::Result<()> {
         let timeout = elapsed.max(ATTEMPT_TIMEOUT).min(TOTAL_TIMEOUT - elapsed);
         last = match ask(address, timeout) {
             Ok(answering) if answering == instance => return Ok(()),
+            // xtask/server/nohup.sh knows these words.
             Ok(other) => io::Error::other(format!("only other instances answer, such as {other}")),
             Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
                 return Err(refused);

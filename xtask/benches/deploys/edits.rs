@@ -37,7 +37,7 @@ pub fn measure(tools: &[Box<dyn Tool>]) -> Result<Edits> {
     })
 }
 
-/// We build with the profile of this workspace, and the others with cargo's own. The build
+/// We build with the profile `release` of this workspace, and the others with cargo's own. The build
 /// and the deploy are two commands here for all; `cargo xtask deploy` is one.
 fn to_a_server(tools: &[Box<dyn Tool>]) -> Result<Vec<Duration>> {
     let mut walls = vec![vec![]; tools.len()];

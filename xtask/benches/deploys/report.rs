@@ -74,7 +74,7 @@ fn rows(run: &Run) -> Vec<Row> {
         ]
     }));
     rows.extend(run.builds.as_ref().map(|builds| {
-        let name = "**cold debug build** of the xtask, × a crate with five of its libraries";
+        let name = "**cold build** of the xtask, × a crate with five of its libraries";
         row_of_ours(run, name, builds.xtask, builds.bare)
     }));
     rows

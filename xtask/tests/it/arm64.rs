@@ -2,7 +2,8 @@
 //! real: it is qemu's user mode on this machine's kernel. It knows no seccomp, so the
 //! sandbox filters no system calls there.
 //!
-//! It takes the longest, so it has a name with which it begins early.
+//! Tests begin in the order of their names. This one takes the longest, so it is among the
+//! first.
 
 use std::{
     fs,

@@ -126,19 +126,26 @@ fn the_port_of_another_directory_is_left_alone() {
     second.place.address = first.place.address;
     second.deploy(&app("B")).fails(&[
         "did not become live",
-        "an app of another directory has the port",
-        live.trim(),
+        &format!("{} is taken by {}.1", first.place.address, live.trim()),
         "nothing is live",
     ]);
     second.place.wait_for_processes(0);
-    let answers = (0..50).map(|_| first.place.served());
-    assert!(
-        answers
-            .into_iter()
-            .all(|it| it.as_deref() == Some(live.trim()))
-    );
+    assert!((0..50).all(|_| first.place.served().as_deref() == Some(live.trim())));
     first.xtask("stop", &[]).succeeds();
     second.deploy(&app("B")).succeeds();
+}
+
+/// Its instance then has the same name, too.
+#[test]
+fn the_port_of_another_directory_with_the_same_version_is_left_alone() {
+    let (first, mut second) = (Place::new("same-a"), Place::new("same-b"));
+    let a = first.make_live(&app("A"));
+    second.address = first.address;
+    second.set("ready=1 settle=0.3 drain=5 keep=5 overlap=true");
+    let said = second.activate(&second.upload(&app("A")));
+    let reason = format!("{} is taken by {}.1", first.address, a.name);
+    assert!(said.contains(&reason), "{said}");
+    second.wait_for_processes(0);
 }
 
 #[test]
