@@ -56,6 +56,11 @@ fn it_tests_and_deploys() {
         println!("{}: {}{}", step.name, ran.programs, ran.people);
         ran.succeeds();
     }
+    let built = "target/musl/x86_64/target/x86_64-unknown-linux-musl/release/app";
+    assert!(
+        project.join(built).exists(),
+        "the deploy would build it again"
+    );
 
     let before = site.received();
     let first = runner.deploy(&values);
