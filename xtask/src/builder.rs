@@ -134,8 +134,9 @@ fn folder_of(profile: &str) -> &str {
     if profile == "dev" { "debug" } else { profile }
 }
 
-/// `arguments` are those of builder.sh. cargo's registry and target folder are kept, so that nothing is built twice. CARGO_HOME
-/// stays the image's own, because the linker is configured there.
+/// `arguments` are those of builder.sh. cargo's registry and target folder are kept, so that
+/// nothing is built twice. CARGO_HOME stays the image's own, because the linker is configured
+/// there.
 fn container_args(root: &Path, cache: &Path, image: &str, arguments: [&str; 3]) -> Vec<String> {
     let mount = |from: &Path, to: &str| format!("--volume={}:{to}", from.display());
     let mut args = vec!["run".to_owned(), "--rm".to_owned()];

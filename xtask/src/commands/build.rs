@@ -41,9 +41,7 @@ pub fn run(sh: &Shell, mut args: Args) -> Result<()> {
         },
     };
     let builder = builder.unwrap_or_else(|| Builder::default_for(&target));
-    println!(
-        "{}",
-        builder::build(sh, builder, arch, target.profile)?.display()
-    );
+    let binary = builder::build(sh, builder, arch, target.profile)?;
+    println!("{}", binary.display());
     Ok(())
 }
