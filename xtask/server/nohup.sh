@@ -63,7 +63,7 @@ nohup_is_taken() { # INSTANCE
         *'only other instances answer'*) holder=${reason##* } ;;
         *) return 1 ;;
     esac
-    reason="$listen is taken by $holder, which was not started from $dir"
+    reason="$listen is taken by $holder, which was not started from $dir: stop it, or use another address"
 }
 
 nohup_spawn() { # INSTANCE
