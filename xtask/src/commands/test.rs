@@ -30,6 +30,7 @@ CI=true in the environment that is an error. The tests with a cluster run only w
 
 /// The tests of these modules start containers.
 const CONTAINER_TESTS: &[&str] = &[
+    "actions",
     "arm64",
     "builder",
     "first_server",

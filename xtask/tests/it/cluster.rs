@@ -2,21 +2,19 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
-    thread::{self, JoinHandle, sleep},
+    sync::atomic::Ordering::Relaxed,
+    thread::{self, sleep},
     time::{Duration, Instant},
 };
 
 use crate::{
     app::{app, faulty_app},
+    client::Client,
     configured::by,
     http::{self, Connection},
     kit::cluster::{Namespace, PUSHED_BYTES, wait_patiently},
     load::{Connections, Load},
-    place::wait_until,
-    workspace::said,
+    workspace::{Said, said},
 };
 
 #[test]
@@ -278,15 +276,11 @@ fn what_only_an_old_manifest_has_comes_and_goes_with_its_version() {
     assert!(scaled.contains("autoscaled"), "{scaled}");
     site.wait_for_pods(2);
     site.build(&faulty_app("bad", "never-listens"));
-    let bad = Followed::start(deploy());
-    bad.wait_for("Replacing");
+    let mut bad = Client::start(&site.workspace, &deploy());
+    bad.wait_for("Replacing", 1);
     let more = "--patch={\"spec\": {\"minReplicas\": 3}}";
     site.kubectl(&["patch", "horizontalpodautoscaler/app", more]);
-    let (code, people) = bad.end();
-    println!("{people}");
-    assert_eq!(code, 1, "{people}");
-    let still = format!("{} still serves", a.trim());
-    assert!(people.contains(&still), "{people}");
+    bad.end().fails(&[&format!("{} still serves", a.trim())]);
     let replicas = || {
         site.kubectl(&[
             "get",
@@ -322,16 +316,12 @@ fn logs_follow_a_container_that_starts_again() {
         return;
     };
     site.deploy_first(&app("A"));
-    let path = site.workspace.place.path("followed");
-    let mut logs = site.command(&["logs", "logs", "--follow"]);
-    let mut logs = logs.stdout(File::create(&path).unwrap()).spawn().unwrap();
-    let starts = || {
-        std::fs::read_to_string(&path)
-            .unwrap()
-            .matches(" ready")
-            .count()
-    };
-    wait_until("both pods' first lines", || starts() == 2);
+    let mut logs = Client::start(
+        &site.workspace,
+        &site.command(&["logs", "logs", "--follow"]),
+    );
+    let starts = |it: &Client| it.programs().matches(" ready").count();
+    logs.wait_until("both pods' first lines", |it| starts(it) == 2);
     let ids = site.kubectl(&["get", "pods", "--output=jsonpath={..containerID}"]);
     let id = ids
         .split(' ')
@@ -348,9 +338,8 @@ fn logs_follow_a_container_that_starts_again() {
     ];
     let killed = [node, other].map(|it| it.exec(&kill).unwrap().status.success());
     assert!(killed.contains(&true), "{ids}");
-    wait_patiently("the first lines of the next run", || starts() == 3);
-    logs.kill().unwrap();
-    logs.wait().unwrap();
+    logs.wait_until("the first lines of the next run", |it| starts(it) == 3);
+    logs.kill();
 }
 
 #[test]
@@ -358,24 +347,23 @@ fn of_two_people_one_is_told() {
     let site = Namespace::set_up("two");
     site.deploy_first(&app("A"));
     site.build(&app("B"));
-    let first = Followed::start(site.command(&["deploy", "two", "--build", "host"]));
-    first.wait_for("Pushing");
+    let mut first = begin_deploy(&site);
+    first.wait_for("Pushing", 1);
     // Its binary is read by then. Whose push takes longer is left to chance.
     let c = site.deploy(&app("C"));
-    let (code, people) = first.end();
-    println!("{people}\n---\n{}", c.people);
-    let waited = |people: &str| people.contains("Waiting for the rollout by ");
-    let replaced = |people: &str| people.contains("has changed the Deployment meanwhile");
-    let live = site.served();
-    if waited(&people) || waited(&c.people) {
-        assert_eq!((code, c.code), (0, 0));
-    } else if c.code == 0 {
-        assert!(code == 1 && replaced(&people), "nobody was told");
-        assert_eq!(live, c.programs.trim());
+    let b = first.end();
+    println!("{}", c.people);
+    let waited = |it: &Said| it.people.contains("Waiting for the rollout by ");
+    let (last, other) = match waited(&b) || c.code != 0 {
+        true => (b, c),
+        false => (c, b),
+    };
+    if waited(&last) {
+        other.succeeds();
     } else {
-        assert!(code == 0 && replaced(&c.people), "nobody was told");
-        assert!(people.contains(&format!("Live {live}")));
+        other.fails(&["has changed the Deployment meanwhile"]);
     }
+    assert_eq!(site.served(), last.succeeds().trim());
     site.wait_for_pods(2);
 }
 
@@ -395,8 +383,8 @@ fn a_killed_client_leaves_what_serves() {
     .enumerate()
     {
         site.build(&faulty_app(&format!("{n}"), fault));
-        let deploy = Followed::start(site.command(&["deploy", "killed", "--build", "host"]));
-        deploy.wait_for(stage);
+        let mut deploy = begin_deploy(&site);
+        deploy.wait_for(stage, 1);
         deploy.kill();
         let next = site.deploy(&app(&format!("after {n}"))).succeeds();
         site.wait_for_pods(2);
@@ -405,8 +393,8 @@ fn a_killed_client_leaves_what_serves() {
     // A restart is of what is live, whatever a killed client has left.
     let live = site.served();
     site.build(&faulty_app("left", "exits"));
-    let deploy = Followed::start(site.command(&["deploy", "killed", "--build", "host"]));
-    deploy.wait_for("Replacing");
+    let mut deploy = begin_deploy(&site);
+    deploy.wait_for("Replacing", 1);
     deploy.kill();
     site.xtask("restart", &[]).succeeds();
     site.wait_for_pods(2);
@@ -488,8 +476,8 @@ fn what_a_cluster_survives() {
     println!("the API server is away for ten seconds");
     site.build(&app("E"));
     let load = Load::start(address, 2, Connections::New);
-    let deploy = Followed::start(site.command(&["deploy", "lost", "--build", "host"]));
-    deploy.wait_for("Replacing");
+    let mut deploy = begin_deploy(&site);
+    deploy.wait_for("Replacing", 1);
     root("systemctl stop --no-block kube-apiserver; systemctl kill --signal=KILL kube-apiserver");
     sleep(Duration::from_secs(10));
     let report = load.stop();
@@ -498,9 +486,9 @@ fn what_a_cluster_survives() {
     // that are gone.
     let load = Load::start(address, 2, Connections::New);
     root("systemctl start kube-apiserver");
-    let (code, people) = deploy.end();
-    assert_eq!(code, 0, "{people}");
-    assert!(people.contains("no answer from deployer/lost"), "{people}");
+    let deploy = deploy.end();
+    let told = deploy.people.contains("no answer from deployer/lost");
+    assert!(deploy.code == 0 && told, "{deploy:?}");
     site.wait_for_pods(2);
     wait_patiently("the first node to know the pods", answers);
     let e = site.served();
@@ -604,6 +592,11 @@ fn times_beside_kubectl_by_hand() {
     );
 }
 
+fn begin_deploy(site: &Namespace) -> Client {
+    let command = site.command(&["deploy", site.name, "--build", "host"]);
+    Client::start(&site.workspace, &command)
+}
+
 fn timed<T>(job: impl FnOnce() -> T) -> Duration {
     let start = Instant::now();
     job();
@@ -614,46 +607,4 @@ fn timed<T>(job: impl FnOnce() -> T) -> Duration {
 fn settled_bytes() -> u64 {
     sleep(Duration::from_secs(2));
     PUSHED_BYTES.load(Relaxed)
-}
-
-/// A command whose lines are read while it runs.
-struct Followed {
-    child: Child,
-    lines: JoinHandle<()>,
-    seen: Arc<Mutex<String>>,
-}
-
-impl Followed {
-    fn start(mut command: Command) -> Followed {
-        let mut child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let seen = std::sync::Arc::<std::sync::Mutex<String>>::default();
-        let (stderr, text) = (child.stderr.take().unwrap(), seen.clone());
-        let lines = thread::spawn(move || {
-            for line in BufReader::new(stderr).lines() {
-                *text.lock().unwrap() += &(line.unwrap() + "\n");
-            }
-        });
-        Followed { child, lines, seen }
-    }
-
-    fn wait_for(&self, words: &str) {
-        wait_until(words, || self.seen.lock().unwrap().contains(words));
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        self.lines.join().unwrap();
-        sleep(Duration::from_millis(100));
-    }
-
-    fn end(mut self) -> (i32, String) {
-        let code = self.child.wait().unwrap().code().unwrap();
-        self.lines.join().unwrap();
-        (code, self.seen.lock().unwrap().clone())
-    }
 }

@@ -2,11 +2,9 @@
 //! fails, and when its client goes away.
 
 use std::{
-    env,
-    fs::{self, File},
-    os::unix::process::{CommandExt, ExitStatusExt},
+    env, fs,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{
         LazyLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -17,6 +15,7 @@ use std::{
 
 use crate::{
     app::app,
+    client::Client,
     configured::{by, xtask_with},
     http,
     lab::Server,
@@ -29,9 +28,6 @@ const THREE: [&str; 3] = ["web1", "web2", "web3"];
 
 /// Longer than a host waits for its client's commit.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(75);
-
-/// A deploy to three hosts gets everywhere within this time.
-const STAGE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Each server with systemd takes about 12 of the kernel's inotify instances.
 const INOTIFY_INSTANCES_PER_SERVER: usize = 16;
@@ -131,6 +127,16 @@ impl Fleet {
         self.xtask(&["deploy", self.target, "--build", "host"])
     }
 
+    /// A client that is followed while it runs.
+    fn client(&self, args: &[&str]) -> Client {
+        Client::start(&self.site.workspace, &self.command(args))
+    }
+
+    fn begin_deploy(&self, binary: &[u8], args: &[&str]) -> Client {
+        fs::write(self.site.workspace.root.join("binary"), binary).unwrap();
+        self.client(&[&["deploy", self.target, "--build", "host"], args].concat())
+    }
+
     fn servers(&self) -> Vec<&Server> {
         [&self.site.server]
             .into_iter()
@@ -196,96 +202,10 @@ fn kill_instance(server: &Server, binary: &[u8]) {
     );
 }
 
-/// A client in a process group of its own, as in a terminal.
-struct Client {
-    process: Child,
-    people: PathBuf,
-    programs: PathBuf,
-}
-
-/// A job in the background of a shell ignores SIGINT, and its children inherit that.
-fn with_default_sigint(command: &Command) -> Command {
-    let mut same = Command::new("env");
-    same.arg("--default-signal=INT")
-        .arg(command.get_program())
-        .args(command.get_args())
-        .current_dir(command.get_current_dir().unwrap());
-    for (name, value) in command.get_envs() {
-        same.env(name, value.unwrap());
-    }
-    same
-}
-
-impl Client {
-    fn start(fleet: &Fleet, args: &[&str]) -> Client {
-        let place = &fleet.site.workspace.place;
-        let (people, programs) = (place.path("people"), place.path("programs"));
-        let process = with_default_sigint(&fleet.command(args))
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stderr(File::create(&people).unwrap())
-            .stdout(File::create(&programs).unwrap())
-            .spawn()
-            .unwrap();
-        Client {
-            process,
-            people,
-            programs,
-        }
-    }
-
-    fn deploy(fleet: &Fleet, binary: &[u8], args: &[&str]) -> Client {
-        fs::write(fleet.site.workspace.root.join("binary"), binary).unwrap();
-        Client::start(
-            fleet,
-            &[&["deploy", fleet.target, "--build", "host"], args].concat(),
-        )
-    }
-
-    fn people(&self) -> String {
-        fs::read_to_string(&self.people).unwrap()
-    }
-
-    fn wait_for(&mut self, line: &str, times: usize) {
-        self.wait_until(line, |people| people.matches(line).count() >= times);
-    }
-
-    fn wait_until_held(&mut self, server: &Server) {
-        self.wait_until("a host to be held", |_| {
-            root(server, "ls /root/held") == "/root/held\n"
-        });
-    }
-
-    fn wait_until(&mut self, what: &str, holds: impl Fn(&str) -> bool) {
-        let start = Instant::now();
-        while !holds(&self.people()) {
-            let waits = self.process.try_wait().unwrap().is_none();
-            assert!(
-                waits && start.elapsed() < STAGE_TIMEOUT,
-                "waited in vain for {what}: {}",
-                self.people()
-            );
-            sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// To the whole group, as Ctrl-C does.
-    fn signal(&self, signal: &str) {
-        let group = format!("-{}", self.process.id());
-        let kill = Command::new("kill").args([signal, "--", &group]).status();
-        assert!(kill.unwrap().success());
-    }
-
-    fn end(mut self) -> Said {
-        let status = self.process.wait().unwrap();
-        let people = self.people();
-        println!("{people}");
-        Said {
-            code: status.code().unwrap_or_else(|| -status.signal().unwrap()),
-            people,
-            programs: fs::read_to_string(&self.programs).unwrap(),
-        }
-    }
+fn wait_until_held(client: &mut Client, server: &Server) {
+    client.wait_until("a host to be held", |_| {
+        root(server, "ls /root/held") == "/root/held\n"
+    });
 }
 
 /// A failed rollout, as people and programs are told.
@@ -392,24 +312,17 @@ fn three_hosts_of_which_one_fails() {
     assert!(after[0] == before[0] && after[1] != before[1] && after[2] == before[2]);
 
     // What is logged is followed on all of them, and from version to version.
-    let follow = fleet.site.command(&["logs", "fleet", "-f"]);
-    let followed = fleet.site.workspace.place.path("followed");
-    let mut client = by(&XTASK, &follow)
-        .stdout(File::create(&followed).unwrap())
-        .spawn()
-        .unwrap();
-    wait_until("the old logs of all", || {
-        let logs = fs::read_to_string(&followed).unwrap();
+    let mut client = fleet.client(&["logs", "fleet", "-f"]);
+    client.wait_until("the old logs of all", |it| {
+        let logs = it.programs();
         ["web1", "web2", "web3"].iter().all(|it| logs.contains(it))
     });
     let d = fleet.deploy("D").succeeds();
     let ready = format!("ready: {}", d.trim());
-    wait_until("the new logs of all", || {
-        let logs = fs::read_to_string(&followed).unwrap();
-        logs.matches(&ready).count() == 3
+    client.wait_until("the new logs of all", |it| {
+        it.programs().matches(&ready).count() == 3
     });
-    client.kill().unwrap();
-    client.wait().unwrap();
+    client.kill();
 
     // One that is away keeps nobody from stopping the others, and starting them.
     ssh("stop");
@@ -438,8 +351,8 @@ fn a_host_fails_at_its_turn() {
     // Begins a deploy whose first host is held right after its commit.
     let deploy_up_to_first = |binary: &[u8], args: &[&str]| {
         hold_at_commit(web1);
-        let mut client = Client::deploy(&fleet, binary, args);
-        client.wait_until_held(web1);
+        let mut client = fleet.begin_deploy(binary, args);
+        wait_until_held(&mut client, web1);
         client
     };
 
@@ -474,8 +387,8 @@ fn a_host_fails_at_its_turn() {
     // The new version dies on the second host right after the commit.
     let dies = app("dies");
     hold_at_commit(web3);
-    let mut client = Client::deploy(&fleet, &dies, &["--json"]);
-    client.wait_until_held(web3);
+    let mut client = fleet.begin_deploy(&dies, &["--json"]);
+    wait_until_held(&mut client, web3);
     kill_instance(web2, &dies);
     let_go(web3);
     let problem = format!("deploy@web2: {a} is live; it had switched, and went back: it ");
@@ -516,7 +429,7 @@ fn a_host_fails_at_its_turn() {
     // The second host's disk is full.
     fleet.all("sed -i s/settle=0.3/settle=3/ /srv/app/settings");
     fs::write(fleet.site.workspace.root.join("binary"), app("full")).unwrap();
-    let mut client = Client::start(&fleet, &["deploy", "reordered", "--build", "host"]);
+    let mut client = fleet.client(&["deploy", "reordered", "--build", "host"]);
     client.wait_for("Watching", 3);
     root(
         web3,
@@ -554,8 +467,8 @@ fn a_host_fails_at_its_turn() {
     // The same right after its commit: it comes back with the new version.
     let committed = |cut: &dyn Fn(), mend: &dyn Fn()| {
         hold_at_commit(web2);
-        let mut client = Client::deploy(&fleet, &app(&format!("{:?}", Instant::now())), &[]);
-        client.wait_until_held(web2);
+        let mut client = fleet.begin_deploy(&app(&format!("{:?}", Instant::now())), &[]);
+        wait_until_held(&mut client, web2);
         cut();
         client.wait_for("connection to deploy@web2 lost", 1);
         mend();
@@ -575,8 +488,8 @@ fn a_host_fails_at_its_turn() {
     // The connection is lost, and nothing comes back. The host goes on by itself.
     hold_at_commit(web2);
     let lost = app("lost");
-    let mut client = Client::deploy(&fleet, &lost, &["--json"]);
-    client.wait_until_held(web2);
+    let mut client = fleet.begin_deploy(&lost, &["--json"]);
+    wait_until_held(&mut client, web2);
     web2.disconnect().unwrap();
     let_go(web2);
     let said = client.end();
@@ -703,7 +616,7 @@ fn stop_at(fleet: &Fleet, stage: &Stage, binary: &[u8], signal: &str) -> Said {
     match stage {
         Stage::Line(line, times) => {
             fleet.all("sed -i s/settle=0.3/settle=2/ /srv/app/settings");
-            let mut client = Client::deploy(fleet, binary, &[]);
+            let mut client = fleet.begin_deploy(binary, &[]);
             client.wait_for(line, *times);
             let said = stop(client, None);
             fleet.all("sed -i s/settle=2/settle=0.3/ /srv/app/settings");
@@ -711,18 +624,18 @@ fn stop_at(fleet: &Fleet, stage: &Stage, binary: &[u8], signal: &str) -> Said {
         }
         Stage::Commit(host) => {
             hold_at_commit(servers[*host]);
-            let mut client = Client::deploy(fleet, binary, &[]);
-            client.wait_until_held(servers[*host]);
+            let mut client = fleet.begin_deploy(binary, &[]);
+            wait_until_held(&mut client, servers[*host]);
             stop(client, Some(servers[*host]))
         }
         Stage::Revert => {
             hold_at_commit(servers[0]);
-            let mut client = Client::deploy(fleet, binary, &[]);
-            client.wait_until_held(servers[0]);
+            let mut client = fleet.begin_deploy(binary, &[]);
+            wait_until_held(&mut client, servers[0]);
             kill_instance(servers[1], binary);
             root(servers[0], "echo . >/root/hold; rm /root/held");
             client.wait_for("Reverting", 1);
-            client.wait_until_held(servers[0]);
+            wait_until_held(&mut client, servers[0]);
             stop(client, Some(servers[0]))
         }
     }
@@ -760,7 +673,7 @@ fn many_hosts_go_in_groups_behind_a_canary() {
     // The canary fails, and no other host is touched.
     let bad = app("bad");
     let before = fleet.state();
-    let mut client = Client::deploy(&fleet, &bad, &["--json"]);
+    let mut client = fleet.begin_deploy(&bad, &["--json"]);
     client.wait_for("Watching deploy@web1 for 10 s before the other hosts", 1);
     kill_instance(&fleet.site.server, &bad);
     let said = client.end();
@@ -786,7 +699,7 @@ fn many_hosts_go_in_groups_behind_a_canary() {
     };
     let before = logins();
     let start = Instant::now();
-    let client = Client::deploy(&fleet, &app("B"), &[]);
+    let client = fleet.begin_deploy(&app("B"), &[]);
     let cost = cost_until_end(client);
     let b = cost.said.succeeds();
     fleet.serves_only(&b);
@@ -826,7 +739,7 @@ struct Cost {
 }
 
 fn cost_until_end(client: Client) -> Cost {
-    let group = client.process.id();
+    let group = client.group();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let sampling = scope.spawn(|| {

@@ -3,6 +3,7 @@
 
 mod kit;
 
+mod actions;
 mod adoption;
 mod arm64;
 mod bad_versions;
@@ -30,11 +31,10 @@ mod servers_frozen;
 mod servers_healed;
 mod servers_soak;
 mod servers_trial;
-mod servers_workflow;
 mod state;
 mod switches;
 mod test_command;
 mod tour;
 mod without_systemd;
 
-use kit::{app, configured, http, lab, load, place, site, workspace};
+use kit::{app, client, configured, http, lab, load, place, site, workspace};

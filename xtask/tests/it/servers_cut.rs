@@ -3,15 +3,13 @@
 use std::{
     fs::{self, File},
     io::Read,
-    os::unix::process::{CommandExt, ExitStatusExt},
-    path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use crate::{
     app::app,
+    client::Client,
     http,
     place::{version_of, wait_until},
     site::Site,
@@ -50,7 +48,7 @@ fn a_killed_client_does_not_stop_an_activation() {
     for stage in STAGES {
         let before = history(&site);
         let (binary, deploy) = deploy_up_to(&site, stage);
-        assert_eq!(deploy.kill().signal(), Some(9), "{stage}");
+        assert_eq!(deploy.kill().code, -9, "{stage}");
         let_go(&site);
         let verdict = is_asked_for(stage).then_some(("live", &binary));
         ends_well(&site, stage, &before, verdict);
@@ -67,7 +65,9 @@ fn a_killed_session_is_taken_up_again() {
         let (binary, deploy) = deploy_up_to(&site, stage);
         site.root("pkill -KILL -f '^sshd: deploy'");
         let_go(&site);
-        let (code, said) = deploy.end();
+        let Said {
+            code, people: said, ..
+        } = deploy.end();
         let (expected, told) = match stage {
             RSYNC => (1, "nothing was changed"),
             // Or the connection was lost before the state was read.
@@ -98,7 +98,9 @@ fn an_activation_ends_while_the_line_is_cut() {
             assert_eq!(history(&site).len(), before.len() + 1, "{stage}");
         }
         site.server.connect().unwrap();
-        let (code, said) = deploy.end();
+        let Said {
+            code, people: said, ..
+        } = deploy.end();
         assert_eq!(code, 0, "{stage}: {said}");
         ends_well(&site, stage, &before, Some(("live", &binary)));
     }
@@ -153,18 +155,18 @@ fn a_cut_upload_goes_on_where_it_was() {
 #[test]
 fn a_client_connects_again_for_the_verdict() {
     let site = slow_site("again");
-    let (binary, deploy) = deploy_up_to(&site, WATCHING);
+    let (binary, mut deploy) = deploy_up_to(&site, WATCHING);
     site.server.disconnect().unwrap();
     let_go(&site);
-    wait_until("the line to be given up", || {
-        deploy.said().contains("connection to deploy@again lost")
-    });
+    deploy.wait_for("connection to deploy@again lost", 1);
     let start = Instant::now();
     let refused = site.deploy(&app("to nowhere"));
     assert!(start.elapsed() < Duration::from_secs(15), "{refused:?}");
     refused.fails(&["cannot connect to deploy@again"]);
     site.server.connect().unwrap();
-    let (code, said) = deploy.end();
+    let Said {
+        code, people: said, ..
+    } = deploy.end();
     assert_eq!(code, 0, "{said}");
     assert!(history(&site)[1].contains(&version_of(&binary).sha256));
 }
@@ -176,7 +178,9 @@ fn a_client_is_told_of_an_activation_that_power_cut_off() {
     site.server.kill().unwrap();
     boot(&site);
     let start = Instant::now();
-    let (code, said) = deploy.end();
+    let Said {
+        code, people: said, ..
+    } = deploy.end();
     assert!(start.elapsed() < Duration::from_secs(30), "{said}");
     assert_eq!(code, 1, "{said}");
     // Whether the server has come to give it a verdict by now, or not yet.
@@ -223,7 +227,9 @@ fn a_full_disk_changes_nothing() {
     let (binary, deploy) = deploy_up_to(&site, WATCHING);
     fill(&site, 0);
     let_go(&site);
-    let (code, said) = deploy.end();
+    let Said {
+        code, people: said, ..
+    } = deploy.end();
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("history could not be written"), "{said}");
     assert!(site.served().ends_with(&version_of(&binary).sha256[..12]));
@@ -397,53 +403,8 @@ fn boot(site: &Site) {
     let_go(site);
 }
 
-/// A client, and where it writes what it says to people.
-struct Deploy {
-    client: Child,
-    said: PathBuf,
-}
-
-impl Deploy {
-    /// In a process group of its own, with its ssh and rsync in it.
-    fn begin(site: &Site, binary: &[u8]) -> Deploy {
-        fs::write(site.workspace.root.join("binary"), binary).unwrap();
-        let said = site.workspace.place.path("said");
-        let client = site
-            .command(&["deploy", &site.target(), "--build", "host"])
-            .process_group(0)
-            .stdout(Stdio::null())
-            .stderr(File::create(&said).unwrap())
-            .spawn()
-            .unwrap();
-        Deploy { client, said }
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.said).unwrap()
-    }
-
-    /// Its ssh and rsync are not told, and end all the same. (A build goes on.)
-    fn kill(mut self) -> ExitStatus {
-        self.client.kill().unwrap();
-        let status = self.client.wait().unwrap();
-        let group = self.client.id().to_string();
-        wait_until("its ssh and rsync to end", || {
-            let left = Command::new("pgrep")
-                .args(["--pgroup", &group, "^(ssh|rsync|sh|cat)$"])
-                .output();
-            left.unwrap().stdout.is_empty()
-        });
-        status
-    }
-
-    fn end(mut self) -> (i32, String) {
-        let status = self.client.wait().unwrap();
-        (status.code().unwrap(), self.said())
-    }
-}
-
 /// Begins a deploy of a binary of its own, and returns when it is held at that stage.
-fn deploy_up_to(site: &Site, stage: &str) -> (Vec<u8>, Deploy) {
+fn deploy_up_to(site: &Site, stage: &str) -> (Vec<u8>, Client) {
     let mut binary = app(stage);
     match stage {
         BUILDING => fs::write(site.workspace.root.join("target/hold"), "").unwrap(),
@@ -460,7 +421,9 @@ fn deploy_up_to(site: &Site, stage: &str) -> (Vec<u8>, Deploy) {
         )),
         _ => drop(site.root(&format!("echo '{stage}' >/root/hold"))),
     }
-    let deploy = Deploy::begin(site, &binary);
+    fs::write(site.workspace.root.join("binary"), &binary).unwrap();
+    let command = site.command(&["deploy", &site.target(), "--build", "host"]);
+    let mut deploy = Client::start(&site.workspace, &command);
     match stage {
         BUILDING => wait_until(stage, || {
             !site
@@ -474,7 +437,7 @@ fn deploy_up_to(site: &Site, stage: &str) -> (Vec<u8>, Deploy) {
             );
             site.root(&arrived).contains("/srv/app/incoming/")
         }),
-        "Waiting" => wait_until(stage, || deploy.said().contains(stage)),
+        "Waiting" => deploy.wait_for(stage, 1),
         _ => wait_until(stage, || site.root("ls /root/held") == "/root/held\n"),
     }
     (binary, deploy)

@@ -1,6 +1,7 @@
 //! What the tests and the benchmark are made of.
 
 pub mod app;
+pub mod client;
 pub mod cluster;
 pub mod configured;
 pub mod http;

@@ -1,6 +1,8 @@
 //! The workflow for GitHub Actions: its shell lines, word for word, run as a user without
 //! root on a clean machine with the programs of GitHub's. The actions between them are
 //! GitHub's own: here the tests copy the project, and keep `target` as the caches do.
+//!
+//! Tests begin in the order of their names, and this one takes long, so it is the first.
 
 use std::{
     fs,
