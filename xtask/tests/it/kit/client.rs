@@ -73,7 +73,7 @@ impl Client {
                 self.people(),
                 self.programs()
             );
-            sleep(Duration::from_millis(20));
+            sleep(Duration::from_millis(50));
         }
     }
 

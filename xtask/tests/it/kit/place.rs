@@ -243,7 +243,7 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
             start.elapsed() < Duration::from_secs(60),
             "waited in vain for {what}"
         );
-        sleep(Duration::from_millis(20));
+        sleep(Duration::from_millis(50));
     }
 }
 
