@@ -13,7 +13,7 @@ fn build() -> Vec<u8> {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("notes");
     let target = format!("{ARCH}-unknown-linux-gnu");
     let status = Command::new("cargo")
-        .args(["build", "--quiet", "--release", "--target", &target])
+        .args(["build", "--quiet", "--target", &target])
         .arg("--target-dir")
         .arg(&dir)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/notes"))
@@ -24,5 +24,5 @@ fn build() -> Vec<u8> {
         status.unwrap().success(),
         "the app with notes does not build"
     );
-    fs::read(dir.join(target).join("release/notes")).unwrap()
+    fs::read(dir.join(target).join("debug/notes")).unwrap()
 }
