@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     adoption::{commands, edit},
-    builder::{give, myself},
+    builder::{BUILT_IN_CONTAINER, give, myself},
     lab::{Server, base_image, builder_image, image_from},
     site::Site,
     tour::{copy_what_git_would_clone, git},
@@ -44,7 +44,7 @@ const SOCKET: &str = "/var/run/docker.sock";
 const ADD_USER: &str = "set -eu
     groupadd --non-unique --gid \"$1\" engine
     useradd --uid \"$0\" --groups engine --create-home runner 2>/dev/null
-    chown runner: ~runner ~runner/.cargo
+    chown runner: ~runner \"$2\"
     chmod a+x /root";
 
 #[test]
@@ -54,6 +54,7 @@ fn it_tests_and_deploys() {
     let values = values(&site, &key);
     let runner = Runner::start(&project);
     for step in steps("test") {
+        restore_target(&project);
         let ran = runner.run(&step, &values);
         println!("{}: {}{}", step.name, ran.programs, ran.people);
         ran.succeeds();
@@ -177,6 +178,25 @@ fn project(site: &Site) -> (PathBuf, String) {
     (project, key)
 }
 
+/// Stands for the cache: of what this run of the tests has built so far, what is not there.
+fn restore_target(project: &Path) {
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let target = kept.parent().unwrap();
+    for (from, name) in [
+        (target.join("debug"), "debug"),
+        (target.join("quick"), "quick"),
+        (kept.join(BUILT_IN_CONTAINER), "musl"),
+    ] {
+        let to = project.join("target").join(name);
+        if from.exists() && !to.exists() {
+            let mut rsync = Command::new("rsync");
+            rsync.args(["--archive", "--exclude=/incremental"]);
+            said(rsync.arg(from.join("")).arg(&to)).succeeds();
+            give(&to, user());
+        }
+    }
+}
+
 /// Returns the new key.
 fn follow_readme(site: &Site, project: &Path) -> String {
     let commands = commands("Deploy from GitHub Actions")[0].replace("web1.example.com", site.name);
@@ -264,6 +284,8 @@ fn values(site: &Site, key: &str) -> Values {
 struct Runner {
     machine: Server,
     project: PathBuf,
+    /// CARGO_HOME
+    cargo: String,
 }
 
 impl Runner {
@@ -276,9 +298,10 @@ impl Runner {
         let here = project.to_str().unwrap();
         let args = [
             mount(&rust, "/opt/rust:ro"),
+            // By the same path, or cargo builds again what it finds in `target`.
             mount(
                 &format!("{cargo}/registry"),
-                "/home/runner/.cargo/registry:ro",
+                &format!("{cargo}/registry:ro"),
             ),
             // The engine mounts the project into the builder by its path here.
             mount(here, here),
@@ -293,11 +316,15 @@ impl Runner {
             ADD_USER,
             &user().to_string(),
             &engine.to_string(),
+            &cargo,
         ];
         let added = machine.exec(&add).unwrap();
         assert!(added.status.success(), "{added:?}");
-        let project = project.to_owned();
-        Runner { machine, project }
+        Runner {
+            machine,
+            project: project.to_owned(),
+            cargo,
+        }
     }
 
     /// All steps of the job, and what the deploy says is live.
@@ -333,6 +360,7 @@ impl Runner {
             .args(["exec", "--user=runner", "--workdir"])
             .arg(&self.project);
         docker.args(["--env=CI=true", "--env=CARGO_NET_OFFLINE=true"]);
+        docker.arg(format!("--env=CARGO_HOME={}", self.cargo));
         docker.arg("--env=PATH=/opt/rust/bin:/usr/local/bin:/usr/bin:/bin");
         for (name, value) in env {
             docker.args(["--env", name]).env(name, value);

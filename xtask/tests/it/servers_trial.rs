@@ -259,7 +259,7 @@ fn an_uploader_cannot_hold_the_lock() {
     let next = upload(&site, &app("B"));
     let said = site.root(&format!(
         "runuser -u deploy -- sh -c 'ulimit -f 0; ulimit -n 64; umask 777; cd /; \
-         echo activate {} {} deploy@test | sudo -n /srv/app/bin/activate session'; sleep 1; \
+         echo activate {} {} deploy@test | sudo -n /srv/app/bin/activate session' | cat; sleep 1; \
          tail -n 1 /srv/app/history",
         next.name, next.sha256
     ));
