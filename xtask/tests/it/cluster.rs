@@ -339,7 +339,6 @@ fn logs_follow_a_container_that_starts_again() {
     let killed = [node, other].map(|it| it.exec(&kill).unwrap().status.success());
     assert!(killed.contains(&true), "{ids}");
     logs.wait_until("the first lines of the next run", |it| starts(it) == 3);
-    logs.kill();
 }
 
 #[test]

@@ -32,10 +32,16 @@ pub fn at_start() {
         eprintln!("fault: never listens");
         sleep(Duration::from_secs(600));
     } else if is("dies-once-ready") {
-        std::thread::spawn(|| {
-            sleep(Duration::from_millis(250));
-            eprintln!("fault: dies once ready");
-            process::exit(4);
-        });
+        die_after(Duration::from_millis(250));
+    } else if is("dies-when-live") {
+        die_after(Duration::from_secs(3));
     }
+}
+
+fn die_after(time: Duration) {
+    std::thread::spawn(move || {
+        sleep(time);
+        eprintln!("fault: dies once ready");
+        process::exit(4);
+    });
 }
