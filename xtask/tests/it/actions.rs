@@ -2,7 +2,7 @@
 //! root on a clean machine with the programs of GitHub's. The actions between them are
 //! GitHub's own: here the tests copy the project, and keep `target` as the caches do.
 //!
-//! Tests begin in the order of their names, and this one takes long, so it is the first.
+//! Tests begin in the order of their names. This one takes long, so it is the first.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     adoption::{commands, edit},
-    builder::{BUILT_IN_CONTAINER, give, myself},
+    builder::{built_in_container, give, myself},
     lab::{Server, base_image, builder_image, image_from},
     site::Site,
     tour::{copy_what_git_would_clone, git},
@@ -178,14 +178,14 @@ fn project(site: &Site) -> (PathBuf, String) {
     (project, key)
 }
 
-/// Stands for the cache: of what this run of the tests has built so far, what is not there.
+/// As GitHub's cache does, puts into `target` what was built before: here, by this run of
+/// the tests so far.
 fn restore_target(project: &Path) {
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let target = kept.parent().unwrap();
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     for (from, name) in [
         (target.join("debug"), "debug"),
         (target.join("quick"), "quick"),
-        (kept.join(BUILT_IN_CONTAINER), "musl"),
+        (built_in_container(), "musl"),
     ] {
         let to = project.join("target").join(name);
         if from.exists() && !to.exists() {

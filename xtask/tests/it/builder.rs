@@ -18,9 +18,6 @@ use crate::{
     workspace::{Said, Workspace, said},
 };
 
-/// What it has built is kept under this name.
-pub const BUILT_IN_CONTAINER: &str = "built-in-container";
-
 #[test]
 fn a_static_binary_that_serves() {
     let xtask = xtask_building_with(&builder_image("x86_64").unwrap());
@@ -82,9 +79,13 @@ fn a_static_binary_that_serves() {
     );
 }
 
-/// For the test of the workflow, which builds the same.
+/// Where this test keeps what it has built, for the workflow's test, which builds the same.
+pub fn built_in_container() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("built-in-container")
+}
+
 fn keep(built: &Path) {
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(BUILT_IN_CONTAINER);
+    let kept = built_in_container();
     if !kept.exists() {
         let copy = kept.with_extension("new");
         let copied = Command::new("cp").arg("-a").args([built, &copy]).status();

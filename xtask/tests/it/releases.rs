@@ -87,9 +87,8 @@ fn https_on_debian_13() {
         site.deploy(&notes("B")).succeeds();
     }
     none_is_lost(loads);
-    wait_until("a redirect", || {
-        http::get(site.address(), "/version").is_ok_and(|it| it.status == 308)
-    });
+    let redirect = http::get(site.address(), "/version").unwrap();
+    assert_eq!(redirect.status, 308);
     site.server.kill().unwrap();
     site.server.boot().unwrap();
     wait_until("a boot", || internet.get(DOMAIN, "/version").is_ok());

@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    configured::like,
     place::wait_until,
     workspace::{Said, Workspace},
 };
@@ -84,8 +85,8 @@ impl Client {
         assert!(kill.unwrap().success());
     }
 
-    /// Kills the client alone. What it has started is not told, and ends all the same. (A
-    /// build goes on.)
+    /// Kills the client alone. What it has started is not told, and ends all the same: all
+    /// but a build, and a kubectl that follows a log.
     pub fn kill(mut self) -> Said {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -122,13 +123,7 @@ impl Drop for Client {
 
 /// A job in the background of a shell ignores SIGINT, and its children inherit that.
 fn with_default_sigint(command: &Command) -> Command {
-    let mut same = Command::new("env");
-    same.arg("--default-signal=INT")
-        .arg(command.get_program())
-        .args(command.get_args())
-        .current_dir(command.get_current_dir().unwrap());
-    for (name, value) in command.get_envs() {
-        same.env(name, value.unwrap());
-    }
-    same
+    let mut env = Command::new("env");
+    env.arg("--default-signal=INT").arg(command.get_program());
+    like(command, env)
 }

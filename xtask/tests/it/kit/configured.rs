@@ -43,7 +43,11 @@ pub fn edited_xtask(name: &str, edits: &[(&str, &str, &str)]) -> PathBuf {
 
 /// The same command with another xtask.
 pub fn by(xtask: &Path, command: &Command) -> Command {
-    let mut same = Command::new(xtask);
+    like(command, Command::new(xtask))
+}
+
+/// The program with the arguments, the directory and the variables of a command.
+pub fn like(command: &Command, mut same: Command) -> Command {
     same.args(command.get_args())
         .current_dir(command.get_current_dir().unwrap());
     for (name, value) in command.get_envs() {
