@@ -38,9 +38,10 @@ RUN apt-get --option Acquire::Retries=3 update \
 "#;
 
 /// Pebble's paths are not those of Let's Encrypt, so Caddy stands before it.
+const AUTHORITY_STEPS: &str = "RUN apt-get install --yes caddy";
+
 const AUTHORITY: &str = r#"
 set -eu
-apt-get install --yes caddy >/dev/null 2>&1
 mkdir /etc/acme && cd /etc/acme
 openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem -subj /CN=authority \
     -addext subjectAltName=DNS:acme-v02.api.letsencrypt.org,DNS:localhost 2>/dev/null
@@ -102,7 +103,8 @@ impl Internet {
 
     /// With a site on a server from another image.
     pub fn start_on(site_image: &str, name: &'static str, validity_secs: u32) -> Internet {
-        let authority = Server::start_from(&image(), "authority", &[]).unwrap();
+        let image = image_from("authority", &image(), AUTHORITY_STEPS).unwrap();
+        let authority = Server::start_from(&image, "authority", &[]).unwrap();
         let host = format!("--add-host=acme-v02.api.letsencrypt.org:{}", authority.ip());
         let site = Site::bare_from(site_image, name, &[&host, SEE_PROCESSES]);
         let address = site.server.ip();
