@@ -35,7 +35,7 @@ impl Site {
     }
 
     /// The process of Caddy, and how often it has read a configuration since it started.
-    fn caddy(&self) -> String {
+    pub fn caddy(&self) -> String {
         self.root(
             "pid=$(systemctl show --property MainPID --value caddy)
              echo $pid $(journalctl _PID=$pid | grep -c 'serving initial configuration\\|load complete')",
@@ -182,6 +182,10 @@ const LOADS: [(&str, &[&str]); 5] = [
 /// The beginning of the line of a request that got a whole answer.
 const ANSWERED: &str = "200 0 ";
 
+/// What curl says when a kept connection ends without an answer. Other clients would have
+/// lost the request.
+const SENT_AGAIN: &str = "retrying a fresh connect";
+
 pub struct Load {
     curl: Child,
     lines: Option<JoinHandle<Vec<String>>>,
@@ -192,7 +196,7 @@ impl Load {
         let (path, args) = args.split_last().unwrap();
         let mut curl = internet.curl(domain);
         curl.args(args)
-            .args(["--no-progress-meter", "--output", "/dev/null"])
+            .args(["--verbose", "--no-progress-meter", "--output", "/dev/null"])
             .args([
                 "--write-out",
                 // Not to stdout, which is a buffer that is lost when curl is killed.
@@ -202,13 +206,16 @@ impl Load {
             .stderr(Stdio::piped());
         let mut curl = curl.spawn().unwrap();
         let output = BufReader::new(curl.stderr.take().unwrap());
-        let lines = thread::spawn(move || output.lines().map_while(Result::ok).collect());
-        let lines = Some(lines);
+        let tells = |it: &String| {
+            it.starts_with(|first: char| first.is_ascii_digit()) || it.contains(SENT_AGAIN)
+        };
+        let lines = move || output.lines().map_while(Result::ok).filter(tells).collect();
+        let lines = Some(thread::spawn(lines));
         Load { curl, lines }
     }
 
     /// What became of each request: status, curl's own exit status, new connections and
-    /// version of HTTP.
+    /// version of HTTP. A line of its own tells that curl sent one again.
     fn stop(mut self) -> Vec<String> {
         self.curl.kill().unwrap();
         let mut lines = self.lines.take().unwrap().join().unwrap();
@@ -240,14 +247,14 @@ pub fn none_is_lost(loads: [Load; 5]) {
             .collect();
         println!("{what}: {} sent, {} lost", lines.len(), lost.len());
         assert!(lost.is_empty() && lines.len() > 200, "{what}: {lost:?}");
-        // curl opens another connection without a word if a kept one was closed.
-        let connections = lines
+        // HTTP allows Caddy to close a connection that is idle. No switch makes it do so.
+        let opened = lines
             .iter()
             .filter(|line| line.split(' ').nth(2) != Some("0"))
             .count();
         assert!(
-            connections <= 1 || what.ends_with("new connections"),
-            "{what}: {connections}"
+            opened <= 2 || what.ends_with("new connections"),
+            "{what}: {opened} connections"
         );
         let http2 = lines.iter().filter(|line| line.ends_with(" 2")).count();
         assert_eq!(http2 == lines.len(), what.starts_with("HTTP/2"));
@@ -272,7 +279,11 @@ fn no_request_through_caddy_is_lost() {
         let said = site.xtask("rollback", &["--to", to]);
         assert_eq!(said.code, 0, "{n}: {said:?}");
     }
-    none_is_lost(loads);
+    assert_eq!(
+        site.caddy(),
+        caddy,
+        "no switch makes Caddy read its configuration"
+    );
     stop.store(true, Relaxed);
     for (what, stream) in ["events", "socket"].into_iter().zip(streams) {
         let report = stream.join().unwrap();
@@ -285,11 +296,7 @@ fn no_request_through_caddy_is_lost() {
             "{what}"
         );
     }
-    assert_eq!(
-        site.caddy(),
-        caddy,
-        "no switch makes Caddy read its configuration"
-    );
+    none_is_lost(loads);
 }
 
 #[derive(Default)]

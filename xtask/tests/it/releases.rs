@@ -81,11 +81,13 @@ fn https_on_debian_13() {
     println!("{}", site.root("caddy version"));
     deploy_notes(&internet);
     site.deploy(&notes("B")).succeeds();
+    let caddy = site.caddy();
     let loads = start_loads(&internet);
     for _ in 0..3 {
         site.xtask("rollback", &[]).succeeds();
         site.deploy(&notes("B")).succeeds();
     }
+    assert_eq!(site.caddy(), caddy);
     none_is_lost(loads);
     let redirect = http::get(site.address(), "/version").unwrap();
     assert_eq!(redirect.status, 308);

@@ -60,9 +60,12 @@ impl Place {
         self.dir.join(name)
     }
 
+    /// By a rename, as `setup` does: the old one may just be started by what heals.
     pub fn install_script(&self, text: &str) {
-        fs::write(self.path("bin/activate"), text).unwrap();
-        fs::set_permissions(self.path("bin/activate"), fs::Permissions::from_mode(0o755)).unwrap();
+        let new = self.path("bin/.activate.new");
+        fs::write(&new, text).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(new, self.path("bin/activate")).unwrap();
     }
 
     /// The settings from here on, beside those that never change.
