@@ -178,8 +178,8 @@ fn project(site: &Site) -> (PathBuf, String) {
     (project, key)
 }
 
-/// As GitHub's cache does, puts into `target` what was built before: here, by this run of
-/// the tests so far.
+/// Puts into `target` what this run of the tests has built so far. GitHub's cache puts
+/// there what earlier runs have built.
 fn restore_target(project: &Path) {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     for (from, name) in [

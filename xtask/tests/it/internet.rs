@@ -37,9 +37,10 @@ RUN apt-get --option Acquire::Retries=3 update \
     && echo 'deb [trusted=yes] file:/var/packages ./' >/etc/apt/sources.list && apt-get update
 "#;
 
-/// Pebble's paths are not those of Let's Encrypt, so Caddy stands before it.
+/// Turns such a server into one for the authority.
 const AUTHORITY_STEPS: &str = "RUN apt-get install --yes caddy";
 
+/// Pebble's paths are not those of Let's Encrypt, so Caddy stands before it.
 const AUTHORITY: &str = r#"
 set -eu
 mkdir /etc/acme && cd /etc/acme

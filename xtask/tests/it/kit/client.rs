@@ -85,8 +85,8 @@ impl Client {
         assert!(kill.unwrap().success());
     }
 
-    /// Kills the client alone. What it has started is not told, and ends all the same: all
-    /// but a build, and a kubectl that follows a log.
+    /// Kills the client alone. What it has started is not told. It ends all the same, except
+    /// a build and a kubectl that follows a log.
     pub fn kill(mut self) -> Said {
         self.process.kill().unwrap();
         self.process.wait().unwrap();

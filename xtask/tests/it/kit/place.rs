@@ -60,7 +60,8 @@ impl Place {
         self.dir.join(name)
     }
 
-    /// By a rename, as `setup` does: the old one may just be started by what heals.
+    /// By a rename, as `setup` does. A script that is being started cannot be written, and
+    /// what heals may be starting the old one.
     pub fn install_script(&self, text: &str) {
         let new = self.path("bin/.activate.new");
         fs::write(&new, text).unwrap();
