@@ -180,7 +180,9 @@ systemd_close_port() {
     systemctl stop "$service.socket"
 }
 
+# The journal may not have read yet what an instance said at its end.
 systemd_log_tail() { # INSTANCE LINES
+    timeout 5 journalctl --sync || :
     journalctl --unit "$service@$1.service" --lines "$2" --output cat --no-pager
 }
 
