@@ -42,7 +42,7 @@ const CONTAINER_TESTS: &[&str] = &[
     "without_systemd",
 ];
 
-/// The tests of this module start a cluster. The first time, its programs are compiled.
+/// The tests of the modules whose names begin so start a cluster. The first time, its programs are compiled.
 const CLUSTER_TESTS: &str = "cluster";
 
 /// The tests of these modules need root.
@@ -93,7 +93,7 @@ fn tests_to_leave_out(sh: &Shell) -> Result<Vec<&'static str>> {
         left_out.extend(CONTAINER_TESTS);
         left_out.push(CLUSTER_TESTS);
     } else if !is_ci() && env::var_os("CLUSTER_KUBECONFIG").is_none() {
-        let reason = "they build a cluster, which takes about ten minutes the first time";
+        let reason = "they build a cluster and break it, which takes over ten minutes";
         let hint = "`CI=true cargo xtask test` runs them, too; xtask/tests/it/kit/cluster.rs tells how to give them a cluster";
         leave_out(&[CLUSTER_TESTS], reason, hint)?;
         left_out.push(CLUSTER_TESTS);

@@ -9,6 +9,7 @@ mod arm64;
 mod bad_versions;
 mod builder;
 mod cluster;
+mod cluster_alone;
 mod commands;
 mod crash_points;
 mod disk_full;
