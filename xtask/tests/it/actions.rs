@@ -178,8 +178,8 @@ fn project(site: &Site) -> (PathBuf, String) {
     (project, key)
 }
 
-/// Puts into `target` what this run of the tests has built so far. GitHub's cache puts
-/// there what earlier runs have built.
+/// Puts into `target` what the tests have built. GitHub's cache puts there what earlier runs
+/// have built.
 fn restore_target(project: &Path) {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     for (from, name) in [
