@@ -18,6 +18,7 @@ use crate::{
     app::app,
     http::{self, Connection},
     https::QUICK,
+    lab::sysvinit_image,
     load,
     notes::notes,
     place::wait_until,
@@ -184,6 +185,16 @@ fn a_secret_stays_where_it_belongs() {
 }
 
 #[test]
+fn a_run_without_systemd() {
+    let site = Site::bare_from(&sysvinit_image().unwrap(), "sysvinit-run", &[]);
+    let address = site.set_up_notes("app", 80, "s3cret");
+    site.deploy(&notes("A")).succeeds();
+    runs_once(&site, address);
+    let owner = site.root("stat --format '%U %a' /srv/app/state /srv/app/state/notes.sqlite");
+    assert!(owner.starts_with("app 700\napp "), "{owner}");
+}
+
+#[test]
 fn the_live_version_runs_once_with_other_arguments() {
     let site = Site::bare("run");
     let address = site.set_up_notes("app", 80, SECRET);
@@ -211,7 +222,7 @@ fn the_live_version_runs_once_with_other_arguments() {
 }
 
 /// With either manager, and a first version live.
-pub fn runs_once(site: &Site, address: SocketAddr) {
+fn runs_once(site: &Site, address: SocketAddr) {
     let run = |args: &[&str]| site.xtask("run", &[&["--"], args].concat());
     let mut connection = Connection::open(address).unwrap();
     connection

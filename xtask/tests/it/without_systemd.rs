@@ -10,7 +10,6 @@ use crate::{
     notes::notes,
     place::{output, wait_until},
     site::Site,
-    state::runs_once,
 };
 
 #[test]
@@ -57,16 +56,6 @@ fn boots_by_rc_local(name: &'static str, steps: &str) {
         &site,
         &format!("printf '%s\\n' {lines} >/etc/rc.local; chmod +x /etc/rc.local"),
     );
-}
-
-#[test]
-fn a_run_on_a_server_without_systemd() {
-    let site = Site::bare_from(&sysvinit_image().unwrap(), "sysvinit-run", &[]);
-    let address = site.set_up_notes("app", 80, "s3cret");
-    site.deploy(&notes("A")).succeeds();
-    runs_once(&site, address);
-    let owner = site.root("stat --format '%U %a' /srv/app/state /srv/app/state/notes.sqlite");
-    assert!(owner.starts_with("app 700\napp "), "{owner}");
 }
 
 fn set_up(site: &Site, to_boot: &str) {
