@@ -1,23 +1,22 @@
 //! The laboratory: real servers (PID 1 is systemd or sysvinit, sshd, a disk that survives
 //! a power cut) and a real musl builder, each a Docker container.
 //!
-//! All containers, networks and images carry the label `cutover-test`. To find what a
-//! killed test run left behind: `docker ps -a --filter label=cutover-test`.
+//! All containers, networks, images and volumes carry the label `cutover-test`. To find what
+//! a killed test run left behind: `docker ps -a --filter label=cutover-test`. `docker rm
+//! --force --volumes` removes a container with its disk.
 
 use std::{
-    collections::hash_map::DefaultHasher,
+    collections::{BTreeMap, hash_map::DefaultHasher},
     env,
     fs::{self, File, OpenOptions},
     hash::{Hash, Hasher},
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    num::ParseIntError,
     os::unix::process::ExitStatusExt,
     path::Path,
     process::{self, Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio},
-    str::FromStr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU8, Ordering::Relaxed},
     },
     thread::sleep,
@@ -65,12 +64,10 @@ tar --create --file "$temporary/tar" --directory "$root" .
 docker import "$@" "$temporary/tar" "$tag"
 "#;
 
-/// A bare Debian with sshd, as rented: root and `admin` (sudo) log in by key, and the
-/// first boot makes the host key. `pam_loginuid` is not required, because it ends every
-/// login where CAP_AUDIT_CONTROL is missing.
+/// A bare Debian with sshd, as rented: root and `admin` (sudo) log in by key. `pam_loginuid`
+/// is not required, because it ends every login where CAP_AUDIT_CONTROL is missing.
 const SERVER: &str = r#"
 STOPSIGNAL SIGRTMIN+3
-CMD ["sh", "-c", "key=/etc/ssh/ssh_host_ed25519_key; [ -e $key ] || ssh-keygen -q -t ed25519 -N '' -f $key; exec /sbin/init"]
 ARG DEBIAN_FRONTEND=noninteractive
 RUN apt-get --option Acquire::Retries=3 update \
     && apt-get --option Acquire::Retries=3 install --yes --no-install-recommends \
@@ -147,6 +144,46 @@ head='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
 mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
 printf %s ":$name:M::$head:$mask:$dir/qemu-aarch64:CFP" >/mnt/register
 "#;
+
+/// The first boot makes the host key.
+const BOOT: &str = "
+key=/etc/ssh/ssh_host_ed25519_key
+[ -e $key ] || ssh-keygen -q -t ed25519 -N '' -f $key
+exec /sbin/init
+";
+
+/// Before it boots, a server moves to an overlay of the kernel, if the kernel lets it: below is
+/// a copy of its image, above is a disk of its own. In fuse-overlayfs another process answers
+/// each `open` and each link.
+const MOVE: &str = r#"
+mounts=$(cat /proc/self/mountinfo)
+mkdir -p /disk/upper /disk/work /new
+layers=lowerdir=/copy/image,upperdir=/disk/upper,workdir=/disk/work
+if mount -t overlay overlay -o "$layers" /new; then
+    echo "$mounts" | while read -r id parent _ _ at _; do
+        case $at in
+            /) root=$id ;;
+            /copy | /disk) ;;
+            *) [ "$parent" != "$root" ] || mount --rbind "$at" "/new$at" ;;
+        esac
+    done
+    cd /new
+    pivot_root . mnt
+    umount -l /mnt
+fi
+"#;
+
+/// Copies an image to a volume.
+const COPY: &str = "
+cd /
+[ ! -e /copy/whole ] || exit 0
+mkdir -p /copy/image
+tar --create --one-file-system --exclude=./copy --xattrs --xattrs-include='security.*' . |
+    tar --extract --xattrs --xattrs-include='security.*' --directory /copy/image
+touch /copy/whole
+";
+
+const DISK: &str = "--mount=type=volume,destination=/disk,volume-label=cutover-test";
 
 /// What systemd needs to be PID 1. `--privileged` fails on machines that lack a capability.
 const SYSTEMD_FLAGS: &str = "--cap-add=SYS_ADMIN --cap-add=NET_ADMIN \
@@ -320,6 +357,34 @@ fn image(
     Ok(tag)
 }
 
+/// A volume with a copy of the image, for `MOVE`. `None` if Docker's storage is not
+/// fuse-overlayfs. The copy is kept, and found again by the image's own hash.
+fn copy_of(image: &str) -> Result<Option<String>> {
+    static DRIVER: OnceLock<String> = OnceLock::new();
+    static COPIED: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+    let driver = || docker("info --format", &["{{.Driver}}"]).unwrap_or_default();
+    if DRIVER.get_or_init(driver).trim() != "fuse-overlayfs" {
+        return Ok(None);
+    }
+    let mut copied = COPIED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(volume) = copied.get(image) {
+        return Ok(Some(volume.clone()));
+    }
+    let lock = File::create(env::temp_dir().join("cutover-test-volume.lock"))?;
+    lock.lock()?;
+    let id = docker("image inspect --format", &["{{.Id}}", image])?;
+    let volume = format!("cutover-test-{}", id.trim().trim_start_matches("sha256:"));
+    docker("volume create --label=cutover-test", &[&volume])?;
+    let mount = format!("--volume={volume}:/copy");
+    let copy = ["bash", "-euo", "pipefail", "-c", COPY];
+    docker(
+        "run --rm --label=cutover-test",
+        &[&[&*mount, image], &copy[..]].concat(),
+    )?;
+    copied.insert(image.to_owned(), volume.clone());
+    Ok(Some(volume))
+}
+
 /// One network and one key for all servers that a test process has at a time.
 struct Lab {
     subnet: [u8; 3],
@@ -414,15 +479,22 @@ impl Server {
     /// its image.
     pub fn start_plain(image: &str, name: &str, docker_args: &[&str]) -> Result<Server> {
         let server = Server::new(Lab::join()?, name)?;
-        server.create(image, docker_args)?;
+        server.create(image, docker_args, &[])?;
         docker("start", &[&server.container])?;
         Ok(server)
     }
 
     fn start_in(lab: Arc<Lab>, image: &str, name: &str, docker_args: &[&str]) -> Result<Server> {
         let server = Server::new(lab, name)?;
-        let init: Vec<_> = SYSTEMD_FLAGS.split(' ').collect();
-        server.create(image, &[&init, docker_args].concat())?;
+        let mut args: Vec<_> = SYSTEMD_FLAGS.split(' ').collect();
+        let mut boot = BOOT.to_owned();
+        let copy = copy_of(image)?.map(|it| format!("--volume={it}:/copy:ro"));
+        if let Some(copy) = &copy {
+            args.extend([copy, DISK]);
+            boot = format!("{MOVE}{BOOT}");
+        }
+        args.extend(docker_args);
+        server.create(image, &args, &["sh", "-euc", &boot])?;
         server.boot()?;
         server.exchange_keys()?;
         Ok(server)
@@ -443,10 +515,10 @@ impl Server {
         })
     }
 
-    fn create(&self, image: &str, docker_args: &[&str]) -> Result<()> {
+    fn create(&self, image: &str, docker_args: &[&str], command: &[&str]) -> Result<()> {
         let names = ["--name", &self.container, "--hostname", &self.name];
         let network = ["--network", &self.lab.network, "--ip", &self.ip.to_string()];
-        let args = [&names, &network, docker_args, &[image]].concat();
+        let args = [&names, &network, docker_args, &[image], command].concat();
         docker("create --label=cutover-test", &args).map(drop)
     }
 
@@ -571,17 +643,22 @@ struct RootShell {
     results: BufReader<ChildStdout>,
 }
 
-/// Prints a command's status, the lengths of its two outputs, and both. What it has left in
-/// the background may go on to write.
-const RUN: &str = r#"run() {
-    status=0
-    "$@" </dev/null >"/run/lab-$$.out" 2>"/run/lab-$$.err" || status=$?
-    set -- $(stat --format=%s "/run/lab-$$.out" "/run/lab-$$.err")
-    printf '%s\n' "$status" "$@"
-    head --bytes="$1" "/run/lab-$$.out"
-    head --bytes="$2" "/run/lab-$$.err"
-    rm "/run/lab-$$.out" "/run/lab-$$.err"
+/// Prints what a command said and its status. What it has left in the background may go on to
+/// write, so each command has files of its own. They are removed rarely, because a test that
+/// waits asks often, and each program that is started is felt.
+const RUN: &str = r#"count=0
+run() {
+    [ $((count % 100)) -ne 99 ] || rm -f "/run/lab-$$-"*
+    status=0 count=$((count + 1))
+    "$@" </dev/null >"/run/lab-$$-$count.out" 2>"/run/lab-$$-$count.err" || status=$?
+    [ ! -s "/run/lab-$$-$count.out" ] || cat "/run/lab-$$-$count.out"
+    printf '\n%s\n' "$end"
+    [ ! -s "/run/lab-$$-$count.err" ] || cat "/run/lab-$$-$count.err"
+    printf '\n%s\n%s\n' "$end" "$status"
 }"#;
+
+/// Stands after each output. No command prints it.
+const END: &str = "---- the end of what a command of the lab has printed ----";
 
 impl RootShell {
     fn start(container: &str) -> Result<RootShell> {
@@ -591,7 +668,7 @@ impl RootShell {
             .stdout(Stdio::piped())
             .spawn()?;
         let mut commands = docker.stdin.take().context("no input")?;
-        writeln!(commands, "{RUN}")?;
+        writeln!(commands, "end='{END}'\n{RUN}")?;
         let results = BufReader::new(docker.stdout.take().context("no output")?);
         Ok(RootShell {
             docker,
@@ -604,25 +681,26 @@ impl RootShell {
         let quoted = command.iter().map(|it| it.replace('\'', r"'\''"));
         let quoted: Vec<_> = quoted.map(|it| format!("'{it}'")).collect();
         writeln!(self.commands, "run {}", quoted.join(" "))?;
-        let code: i32 = self.number()?;
-        let (stdout, stderr) = (self.number()?, self.number()?);
+        let (stdout, stderr) = (self.output()?, self.output()?);
+        let mut status = String::new();
+        self.results.read_line(&mut status)?;
+        let code: i32 = status.trim_end().parse()?;
         Ok(Output {
             status: ExitStatus::from_raw(code << 8),
-            stdout: self.bytes(stdout)?,
-            stderr: self.bytes(stderr)?,
+            stdout,
+            stderr,
         })
     }
 
-    fn number<T: FromStr<Err = ParseIntError>>(&mut self) -> Result<T> {
-        let mut line = String::new();
-        self.results.read_line(&mut line)?;
-        Ok(line.trim_end().parse()?)
-    }
-
-    fn bytes(&mut self, len: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; len];
-        self.results.read_exact(&mut bytes)?;
-        Ok(bytes)
+    fn output(&mut self) -> Result<Vec<u8>> {
+        let end = format!("\n{END}\n");
+        let mut output = vec![];
+        while !output.ends_with(end.as_bytes()) {
+            let read = self.results.read_until(b'\n', &mut output)?;
+            ensure!(read > 0, "the shell has ended");
+        }
+        output.truncate(output.len() - end.len());
+        Ok(output)
     }
 }
 
