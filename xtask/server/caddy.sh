@@ -169,6 +169,8 @@ load_configuration() {
     systemctl --quiet enable caddy
     if [ "$verb" = restart ]; then
         message=$(systemctl restart caddy 2>&1) && return
+        # The journal may not have read yet what Caddy said at its end.
+        timeout 5 journalctl --sync || :
         message=$(journalctl --unit caddy --lines 20 --output cat --no-pager | grep -m 1 '^Error:') || :
     else
         message=$(as_caddy timeout 60 caddy reload --config "$caddyfile" --adapter caddyfile --force 2>&1) && return

@@ -42,7 +42,8 @@ const CONTAINER_TESTS: &[&str] = &[
     "without_systemd",
 ];
 
-/// The tests of the modules whose names begin so start a cluster. The first time, its programs are compiled.
+/// The modules whose tests start a cluster have names that begin so. The first time, the
+/// programs of Kubernetes are compiled.
 const CLUSTER_TESTS: &str = "cluster";
 
 /// The tests of these modules need root.

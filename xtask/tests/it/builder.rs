@@ -21,19 +21,19 @@ use crate::{
 
 #[test]
 fn a_static_binary_that_serves() {
-    let xtask = xtask_building_with(&builder_image("x86_64").unwrap());
+    let xtask = xtask_with_builder();
     let built = built_in_container();
     let site = Site::set_up("musl");
     let root = &site.workspace.root;
     copy_workspace(root);
     site.workspace.commit();
-    // The crates are fetched again, and the app is compiled.
+    // Of the build, only the dependencies are there.
     let cache = root.join("target/musl/x86_64");
     fs::create_dir_all(&cache).unwrap();
     copy_folder(&built.join("x86_64/target"), &cache.join("target"));
     // The folder that is kept may be closed to others.
     let tool = root.join("target/tool");
-    let copied = Command::new("cp").args([&xtask, &tool]).status();
+    let copied = Command::new("cp").args([xtask, &tool]).status();
     assert!(copied.unwrap().success());
     let user = somebody();
     give(root, user);
@@ -74,7 +74,7 @@ fn a_static_binary_that_serves() {
 
     // The container is the default for servers.
     give(root, myself());
-    let mut deploy = by(&xtask, &site.command(&["deploy", &site.target()]));
+    let mut deploy = by(xtask, &site.command(&["deploy", &site.target()]));
     let live = said(&mut deploy).succeeds();
     assert_eq!(site.served(), live.trim());
     let running = site.root("sha256sum </srv/app/current");
@@ -88,11 +88,14 @@ fn a_static_binary_that_serves() {
 /// makes it once, because the dependencies take a minute.
 pub fn built_in_container() -> PathBuf {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
-        let xtask = xtask_building_with(&builder_image("x86_64").unwrap());
         let workspace = Workspace::new("built");
         copy_workspace(&workspace.root);
         let build = workspace.command(&["build", "/srv/app", "--build", "container"]);
-        let app = PathBuf::from(said(&mut by(&xtask, &build)).succeeds().trim());
+        let app = PathBuf::from(
+            said(&mut by(xtask_with_builder(), &build))
+                .succeeds()
+                .trim(),
+        );
         fs::remove_file(&app).unwrap();
         for entry in fs::read_dir(app.with_file_name(".fingerprint")).unwrap() {
             let entry = entry.unwrap();
@@ -116,11 +119,8 @@ fn copy_folder(from: &Path, to: &Path) {
 
 #[test]
 fn a_failed_build_says_why() {
-    let image = builder_image("x86_64").unwrap();
-    let (xtask, hopeless) = (
-        xtask_building_with(&image),
-        xtask_building_with("cutover-test.invalid/no-such-builder:1"),
-    );
+    let xtask = xtask_with_builder();
+    let hopeless = xtask_building_with("cutover-test.invalid/no-such-builder:1");
     let workspace = Workspace::new("builder");
     // It has no dependencies, which would be built first.
     for (file, text) in [
@@ -158,11 +158,11 @@ fn a_failed_build_says_why() {
         symlink(found.trim(), tools.join(tool)).unwrap();
     }
     check(
-        build(&xtask).env("PATH", &tools),
+        build(xtask).env("PATH", &tools),
         &["`docker` is not installed", "--build host"],
     );
     check(
-        build(&xtask).env("DOCKER_HOST", "unix:///nonexistent/docker.sock"),
+        build(xtask).env("DOCKER_HOST", "unix:///nonexistent/docker.sock"),
         &["docker does not work: ", "/nonexistent/docker.sock"],
     );
     check(
@@ -173,12 +173,18 @@ fn a_failed_build_says_why() {
         ],
     );
     check(
-        &mut build(&xtask),
+        &mut build(xtask),
         &[
             "mismatched types",
             "`app` does not build; nothing was deployed",
         ],
     );
+}
+
+fn xtask_with_builder() -> &'static Path {
+    static XTASK: LazyLock<PathBuf> =
+        LazyLock::new(|| xtask_building_with(&builder_image("x86_64").unwrap()));
+    &XTASK
 }
 
 pub fn xtask_building_with(image: &str) -> PathBuf {

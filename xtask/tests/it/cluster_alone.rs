@@ -1,5 +1,5 @@
-//! What has the cluster alone, because it breaks a node or measures. Tests begin in the order
-//! of their names: these come after those that share the cluster.
+//! Tests that have the cluster alone, because they break a node or measure. Tests begin in the
+//! order of their names, so these come after those that share the cluster.
 
 use std::{
     sync::atomic::Ordering::Relaxed,

@@ -147,7 +147,7 @@ fn start_proxy(kubeconfig: &Path) -> Result<String> {
         .arg("--kubeconfig")
         .arg(kubeconfig)
         .args(["proxy", "--port=0"])
-        // Everybody on this machine may use it.
+        // Every user of this machine can reach the proxy, so it only lists pods.
         .arg("--accept-paths=^/api/v1/namespaces/[^/]+/pods$")
         .arg("--reject-methods=POST|PUT|PATCH|DELETE")
         .stdout(Stdio::piped())
@@ -170,7 +170,7 @@ fn kubectl(kubeconfig: &Path, args: &[&str]) -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
-/// For what takes a busy machine long.
+/// For what takes a busy machine long. Asks rarely, because each kubectl is work, too.
 pub fn wait_patiently(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(300);
     while !holds() {
@@ -498,9 +498,10 @@ impl Namespace {
     /// `None` if the API does not answer. A kubectl would cost a tenth of a second of a
     /// processor, and a test that waits asks often.
     pub fn pods(&self) -> Option<usize> {
-        // Pretty JSON, as for curl, kills a server that was built with Go 1.18 or later.
-        let query = "pretty=false";
-        let list = format!("{}/namespaces/{}/pods?{query}", self.cluster.api, self.name);
+        // For curl the JSON would be pretty. A server of Kubernetes 1.20 that was built with
+        // Go 1.19 crashes when it makes that.
+        let (api, namespace) = (&self.cluster.api, self.name);
+        let list = format!("{api}/namespaces/{namespace}/pods?pretty=false");
         let curl = [
             "--silent",
             "--fail",

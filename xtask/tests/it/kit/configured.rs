@@ -35,11 +35,9 @@ pub fn edited_xtask(name: &str, edits: &[(&str, &str, &str)]) -> PathBuf {
         .env_remove("CARGO_MANIFEST_DIR")
         .status();
     assert!(built.unwrap().success());
-    // In one step, because another test may be starting it.
     let xtask = copy.with_file_name(format!("xtask-{name}"));
-    let new = xtask.with_extension("new");
-    fs::copy(Path::new(app::TARGET).join("debug/xtask"), &new).unwrap();
-    fs::rename(new, &xtask).unwrap();
+    let _ = fs::remove_file(&xtask);
+    fs::copy(Path::new(app::TARGET).join("debug/xtask"), &xtask).unwrap();
     xtask
 }
 

@@ -152,9 +152,9 @@ key=/etc/ssh/ssh_host_ed25519_key
 exec /sbin/init
 ";
 
-/// Before it boots, a server moves to an overlay of the kernel, if the kernel lets it: below is
-/// a copy of its image, above is a disk of its own. In fuse-overlayfs another process answers
-/// each `open` and each link.
+/// In fuse-overlayfs another process answers each `open` and each link, which takes long. So
+/// before it boots, a server moves to an overlay of the kernel: below is a copy of its image,
+/// above is a disk of its own. If the kernel refuses, the server stays where it is.
 const MOVE: &str = r#"
 mounts=$(cat /proc/self/mountinfo)
 mkdir -p /disk/upper /disk/work /new
@@ -644,8 +644,8 @@ struct RootShell {
 }
 
 /// Prints what a command said and its status. What it has left in the background may go on to
-/// write, so each command has files of its own. They are removed rarely, because a test that
-/// waits asks often, and each program that is started is felt.
+/// write, so each command has files of its own. They are removed rarely, because `rm` takes
+/// milliseconds, and a test that waits asks often.
 const RUN: &str = r#"count=0
 run() {
     [ $((count % 100)) -ne 99 ] || rm -f "/run/lab-$$-"*

@@ -21,7 +21,7 @@ RUN set -eu; mkdir -p /build && cd /build \
         --output-package k8s.io/kubernetes/pkg/generated/openapi --output-file-base zz_generated.openapi \
         --go-header-file hack/boilerplate/boilerplate.generatego.txt --report-filename /dev/null \
     && version=k8s.io/kubernetes/vendor/k8s.io/component-base/version \
-    # Without the cloud providers and without Docker as runtime, it takes half the time.
+    # No test needs the cloud providers, nor Docker as a runtime.
     && go build -o /usr/local/bin/ -tags providerless,dockerless \
         -ldflags "-s -w -X $version.gitVersion=v1.20.2 -X $version.gitMajor=1 -X $version.gitMinor=20" \
         ./cmd/kube-apiserver ./cmd/kube-controller-manager ./cmd/kube-scheduler ./cmd/kubelet ./cmd/kube-proxy \
