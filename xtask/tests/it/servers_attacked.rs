@@ -229,6 +229,11 @@ const FORBIDDEN_TO_THE_APP: &[&str] = &[
 
 /// What must not change, and whoever serves goes on.
 fn fingerprint(site: &Site) -> String {
+    // logind ends a session a moment after its connection.
+    wait_until("the end of all sessions", || {
+        site.root("ls /run/systemd/transient | grep ^session-")
+            .is_empty()
+    });
     site.root(
         "find /srv/app /etc -path '*/app/log/*' -o -path '*/app/incoming/*' -o -path '*/app/lock' \
              -o -printf '%p %u:%g %m %l\\n' | sort
