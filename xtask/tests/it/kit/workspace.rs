@@ -10,6 +10,18 @@ use std::{
 
 use crate::place::Place;
 
+/// As with the real one, builds in a folder go one by one, and a binary is replaced whole.
+const CARGO: &str = r#"#!/bin/sh
+set -eu
+root=${0%/*}
+mkdir -p "$root/target/release"
+exec 9>"$root/target/lock"
+flock 9
+while [ -e "$root/target/hold" ]; do sleep 0.05; done
+cp -p "$root/binary" "$root/target/new"
+mv "$root/target/new" "$root/target/release/app"
+"#;
+
 pub struct Workspace {
     /// Where things are deployed to.
     pub place: Place,
@@ -34,10 +46,7 @@ impl Workspace {
     pub fn in_dir(place: Place, root: &Path) -> Workspace {
         fs::create_dir_all(root.join("xtask")).unwrap();
         fs::write(root.join(".gitignore"), "/target\n/cargo\n/binary\n").unwrap();
-        let cargo = "#!/bin/sh\nset -eu\nroot=${0%/*}\n\
-                     while [ -e \"$root/target/hold\" ]; do sleep 0.05; done\nmkdir -p \"$root/target/release\"\n\
-                     cp -p \"$root/binary\" \"$root/target/release/app\"\n";
-        fs::write(root.join("cargo"), cargo).unwrap();
+        fs::write(root.join("cargo"), CARGO).unwrap();
         fs::set_permissions(root.join("cargo"), fs::Permissions::from_mode(0o755)).unwrap();
         let workspace = Workspace {
             place,
