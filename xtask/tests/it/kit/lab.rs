@@ -173,12 +173,13 @@ if mount -t overlay overlay -o "$layers" /new; then
 fi
 "#;
 
-/// Copies an image to a volume.
+/// Copies an image to a volume. What the kernel keeps in the three folders changes under tar.
 const COPY: &str = "
 cd /
 [ ! -e /copy/whole ] || exit 0
-mkdir -p /copy/image
-tar --create --one-file-system --exclude=./copy --xattrs --xattrs-include='security.*' . |
+mkdir -p /copy/image/{dev,proc,sys}
+tar --create --one-file-system --exclude=./{copy,dev,proc,sys} \\
+    --xattrs --xattrs-include='security.*' . |
     tar --extract --xattrs --xattrs-include='security.*' --directory /copy/image
 touch /copy/whole
 ";
