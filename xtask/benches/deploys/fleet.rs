@@ -97,6 +97,8 @@ impl Fleet {
         let xtask = xtask_with("of-a-fleet", &[(target, &format!("{targets}{target}"))]);
         let site = Site::bare(HOSTS[0]);
         let config = site.workspace.place.path("ssh_config");
+        fs::remove_file(&config)?;
+        site.server.ssh_config(&config)?;
         let others = HOSTS[1..]
             .iter()
             .map(|name| {
