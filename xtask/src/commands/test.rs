@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use xshell::{Cmd, Shell, cmd};
+use xshell::{Shell, cmd};
 
 use crate::{
     builder::{cargo, check_engine},
@@ -50,7 +50,7 @@ const CLUSTER_TESTS: &str = "cluster";
 const ROOT_TESTS: &[&str] = &["disk_full"];
 
 /// Tests wait more than they compute.
-const TEST_THREADS: &str = "--test-threads=4";
+const TEST_THREADS: &str = "--test-threads=6";
 
 /// A test prints what it measured on lines that begin so.
 const FIGURE: &str = "figure: ";
@@ -74,8 +74,7 @@ pub fn run(sh: &Shell, mut args: Args) -> Result<()> {
     }
     check_format(sh)?;
     check_rust(sh)?;
-    let with_cluster = with_own_tests && !left_out.contains(&CLUSTER_TESTS);
-    run_tests(sh, &left_out, with_cluster)
+    run_tests(sh, &left_out)
 }
 
 /// A test that cannot run here must not pass. It is left out, and in CI nothing runs then.
@@ -144,36 +143,23 @@ fn check_shell(sh: &Shell) -> Result<()> {
     check.run().context("shellcheck found something")
 }
 
-fn run_tests(sh: &Shell, left_out: &[&str], with_cluster: bool) -> Result<()> {
-    let separate = with_cluster.then_some(&CLUSTER_TESTS);
-    let skipped = left_out.iter().chain(separate);
-    let mut runs =
-        vec![cargo_test(sh, &["--workspace"]).args(skipped.flat_map(|it| ["--skip", it]))];
-    // A cluster is so busy by itself that beside it other tests miss their deadlines.
-    if let Some(tests) = separate {
-        runs.push(cargo_test(sh, &["--package", "xtask", "--test", "it"]).arg(tests));
-    }
-    let (mut summary, mut passed) = (Summary::default(), true);
-    for run in runs {
-        let mut run = Command::from(run).stdout(Stdio::piped()).spawn()?;
-        let output = run.stdout.take().context("no output")?;
-        print_tests(BufReader::new(output), &mut summary)?;
-        passed &= run.wait()?.success();
-    }
+fn run_tests(sh: &Shell, left_out: &[&str]) -> Result<()> {
+    let tests = cargo(sh)
+        .args(["test", "--locked", "--no-fail-fast", "--workspace"])
+        .args(["--", "--show-output", TEST_THREADS])
+        .args(left_out.iter().flat_map(|it| ["--skip", it]))
+        // A debug print of an error would have a backtrace, too.
+        .envs([("RUST_BACKTRACE", "0"), ("RUST_LIB_BACKTRACE", "0")]);
+    let mut run = Command::from(tests).stdout(Stdio::piped()).spawn()?;
+    let output = run.stdout.take().context("no output")?;
+    let mut summary = Summary::default();
+    print_tests(BufReader::new(output), &mut summary)?;
+    let passed = run.wait()?.success();
     let Summary { figures, reasons } = summary;
     figures.iter().for_each(|it| terminal::step("Measured", it));
     reasons.iter().for_each(|it| terminal::step("Failed", it));
     ensure!(passed, "tests failed; each says why above");
     Ok(())
-}
-
-fn cargo_test<'a>(sh: &'a Shell, which: &[&str]) -> Cmd<'a> {
-    cargo(sh)
-        .args(["test", "--locked", "--no-fail-fast"])
-        .args(which)
-        .args(["--", "--show-output", TEST_THREADS])
-        // A debug print of an error would have a backtrace, too.
-        .envs([("RUST_BACKTRACE", "0"), ("RUST_LIB_BACKTRACE", "0")])
 }
 
 /// What is shown when all tests are over. Each line begins with the name of its test.

@@ -248,7 +248,7 @@ fn wrong_targets_and_edited_deployments_are_left_alone() {
 
 /// The manifest changes between two versions, and an autoscaler acts in the middle.
 #[test]
-fn what_only_an_old_manifest_has_comes_and_goes_with_its_version() {
+fn a_former_manifests_lines_come_and_go_with_its_version() {
     let site = Namespace::set_up("scaled");
     let former = site.cluster.xtask_with_manifest(
         "former",

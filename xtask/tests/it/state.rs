@@ -195,7 +195,7 @@ fn a_run_without_systemd() {
 }
 
 #[test]
-fn the_live_version_runs_once_with_other_arguments() {
+fn a_run_with_systemd() {
     let site = Site::bare("run");
     let address = site.set_up_notes("app", 80, SECRET);
     let before = site.xtask("run", &["--", "count"]);
