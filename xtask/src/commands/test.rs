@@ -37,6 +37,7 @@ const CONTAINER_TESTS: &[&str] = &[
     "fleet",
     "https",
     "releases",
+    "run_command",
     "servers",
     "state",
     "without_systemd",
@@ -93,7 +94,7 @@ fn tests_to_leave_out(sh: &Shell) -> Result<Vec<&'static str>> {
         left_out.extend(CONTAINER_TESTS);
         left_out.push(CLUSTER_TESTS);
     } else if !is_ci() && env::var_os("CLUSTER_KUBECONFIG").is_none() {
-        let reason = "they build a cluster and break it, which takes over ten minutes";
+        let reason = "they build a cluster and break it, which takes long";
         let hint = "`CI=true cargo xtask test` runs them, too; xtask/tests/it/kit/cluster.rs tells how to give them a cluster";
         leave_out(&[CLUSTER_TESTS], reason, hint)?;
         left_out.push(CLUSTER_TESTS);

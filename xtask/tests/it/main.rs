@@ -24,6 +24,7 @@ mod notes;
 #[path = "../../../app/tests/it/page.rs"]
 mod page;
 mod releases;
+mod run_command;
 mod servers;
 mod servers_attacked;
 mod servers_boot;

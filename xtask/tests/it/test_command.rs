@@ -35,12 +35,12 @@ fn all_that_is_missing_is_named_before_anything_runs() {
         said(command.env("PATH", &tools).env("CI", ci))
     };
     test("true").fails(&[
-        "the tests `actions`, `arm64`, `builder`, `first_server`, `fleet`, `https`, `releases`, `servers`, `state`, `without_systemd` cannot run here: `docker` is not installed",
+        "the tests `actions`, `arm64`, `builder`, `first_server`, `fleet`, `https`, `releases`, `run_command`, `servers`, `state`, `without_systemd` cannot run here: `docker` is not installed",
     ]);
     let without_engine = test("");
     assert!(!without_engine.people.contains("Checking"));
     without_engine.fails(&[
-        "left out: the tests `actions`, `arm64`, `builder`, `first_server`, `fleet`, `https`, `releases`, `servers`, `state`, `without_systemd` cannot run here: `docker` is not installed",
+        "left out: the tests `actions`, `arm64`, `builder`, `first_server`, `fleet`, `https`, `releases`, `run_command`, `servers`, `state`, `without_systemd` cannot run here: `docker` is not installed",
         "chromium, ",
         "nothing was tested\nhint: `apt-get install --no-install-recommends chromium ",
         " && rustup component add clippy rustfmt`",
