@@ -317,6 +317,20 @@ fn shell_script(site: &Site, signal: &str) -> Report {
     load.stop()
 }
 
+/// The activation fails at once, because nothing was uploaded.
+#[test]
+fn an_answer_after_the_end_leaves_nothing_behind() {
+    let site = Site::set_up("late");
+    let sha256 = "0".repeat(64);
+    let said = site.root(&format!(
+        "cd /srv/app && {{ sleep 3; echo cancel; }} | bin/activate activate \
+             20261122T183012Z-1a2b3c4d5e6f-000000000000 {sha256} test@test await-commit
+         sleep 1; ls log"
+    ));
+    assert!(said.contains("verdict failed"), "{said}");
+    assert!(!said.contains(".answer"), "{said}");
+}
+
 #[test]
 fn a_hundred_deploys_leave_nothing_behind() {
     let site = Site::set_up("hundred");
