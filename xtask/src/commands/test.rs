@@ -51,7 +51,7 @@ const CLUSTER_TESTS: &str = "cluster";
 const ROOT_TESTS: &[&str] = &["disk_full"];
 
 /// Tests wait more than they compute.
-const TEST_THREADS: &str = "--test-threads=6";
+const TEST_THREADS: &str = "--test-threads=4";
 
 /// A test prints what it measured on lines that begin so.
 const FIGURE: &str = "figure: ";
