@@ -115,11 +115,7 @@ impl Page {
                 assert!(message.contains(r#""result""#), "{call}: {message}");
                 return message;
             }
-            // A container of another test came or went, and the browser opened its stream again.
-            let is_the_machines = message.contains("net::ERR_NETWORK_CHANGED");
-            let is_error =
-                message.contains("exceptionThrown") || message.contains(r#""level":"error""#);
-            if is_error && !is_the_machines {
+            if message.contains("exceptionThrown") || message.contains(r#""level":"error""#) {
                 self.errors.push(message);
             }
         }

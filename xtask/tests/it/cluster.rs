@@ -392,10 +392,7 @@ fn a_killed_client_leaves_what_serves() {
     let live = site.served();
     site.build(&faulty_app("left", "exits"));
     let mut deploy = begin_deploy(&site);
-    // On a busy machine it fails before anything was seen to be replaced.
-    deploy.wait_until("the bad version to be there", |it| {
-        it.people().contains("Replacing") || it.people().contains("Restoring")
-    });
+    deploy.wait_for("Replacing", 1);
     deploy.kill();
     site.xtask("restart", &[]).succeeds();
     site.wait_for_pods(2);
