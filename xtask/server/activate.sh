@@ -247,7 +247,7 @@ pass_answer() {
     answer=$(read_line) && case $answer in commit | cancel) ;; *) return ;; esac
     # Opened for reading, too, because opening a FIFO only for writing would block.
     echo "$answer" 1<>"log/$activation.answer"
-    # Of an activation that is over, the FIFO is gone, and a file was made in its place.
+    # If the activation is over, its FIFO is gone, and the line above has made a file.
     [ -p "log/$activation.answer" ] || rm -f "log/$activation.answer"
 } <&3 >/dev/null 2>&1
 

@@ -173,7 +173,8 @@ if mount -t overlay overlay -o "$layers" /new; then
 fi
 "#;
 
-/// Copies an image to a volume. What the kernel keeps in the three folders changes under tar.
+/// Copies an image to a volume. /dev, /proc and /sys stay empty, because the kernel changes them
+/// while tar reads.
 const COPY: &str = "
 cd /
 [ ! -e /copy/whole ] || exit 0
